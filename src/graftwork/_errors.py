@@ -1,0 +1,98 @@
+"""One error family: every error that graftwork raises on purpose.
+
+    GraftworkError                 root; the command line turns it into exit code 2
+    ├── InputError                 the user's data or argument is wrong (column, label, NaN, empty, one class)
+    │   └── UnknownNameError       a name that does not exist; carries "did you mean"
+    ├── ConfigError                a run's configuration is wrong (unknown key, impossible value)
+    ├── BaseError                  a base cannot be loaded or trusted (pickle weights, wrong checksum)
+    │   └── FingerprintError       a delta was made for another base
+    ├── DeltaError                 a delta does not fit or an operation is not legal for its terms
+    │   └── DeltaFileError         a delta file is truncated, foreign, tampered with or too new
+    ├── UnsupportedError           a module, term or mode that cannot be supported; never a silent fallback
+    ├── UnusedTensorError          a planned tensor that the forward did not consume (law 7)
+    ├── TrainingError              training cannot go on (NaN loss, no gradient); names the step
+    ├── StorageError               a folder is occupied or a disk is full; nothing half-written remains
+    └── MissingDependencyError     an optional package is absent; prints the install line
+
+Inner code raises the precise cause; public functions add task, tensor, shapes and the fix.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GraftworkError(Exception):
+    """Root of every error that graftwork raises on purpose."""
+
+
+class InputError(GraftworkError):
+    """The user's data or argument is wrong."""
+
+
+class UnknownNameError(InputError):
+    """A name (column, label, method, pattern, task id) that does not exist."""
+
+    def __init__(self, what: str, name: object, known: Iterable[object]) -> None:
+        self.what, self.name = what, name
+        super().__init__(f"unknown {what} {name!r}{did_you_mean(name, known)}")
+
+
+class ConfigError(GraftworkError):
+    """A run's configuration is wrong."""
+
+
+class BaseError(GraftworkError):
+    """A base cannot be loaded or trusted."""
+
+
+class FingerprintError(BaseError):
+    """A delta was made for another base."""
+
+
+class DeltaError(GraftworkError):
+    """A delta does not fit, or an operation is not legal for its terms."""
+
+
+class DeltaFileError(DeltaError):
+    """A delta file is truncated, foreign, tampered with or too new."""
+
+
+class UnsupportedError(GraftworkError):
+    """A module, term or mode that cannot be supported."""
+
+
+class UnusedTensorError(GraftworkError):
+    """A planned tensor that the forward did not consume."""
+
+
+class TrainingError(GraftworkError):
+    """Training cannot go on."""
+
+
+class StorageError(GraftworkError):
+    """A folder is occupied or a disk is full."""
+
+
+class MissingDependencyError(GraftworkError):
+    """An optional package is absent."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package!r}: pip install 'graftwork[{extra}]'"
+        )
+
+
+def did_you_mean(name: object, known: Iterable[object]) -> str:
+    """Return a suffix for an error message: the closest known names, or the list when it is short.
+
+    Example:
+        >>> did_you_mean("sentense", ["sentence", "label"])
+        "; did you mean 'sentence'? known: 'label', 'sentence'"
+    """
+    names = sorted(str(k) for k in known)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else ";"
+    shown = ", ".join(repr(n) for n in names[:12]) + (", ..." if len(names) > 12 else "")
+    return f"{hint} known: {shown or 'none'}"

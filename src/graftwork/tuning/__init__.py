@@ -1,0 +1,6 @@
+"""Tuners: one file each."""
+
+from graftwork.tuning._tuner import Attachment as Attachment
+from graftwork.tuning._tuner import Group as Group
+from graftwork.tuning._tuner import Stage as Stage
+from graftwork.tuning._tuner import Tuner as Tuner

@@ -1,0 +1,126 @@
+"""What a tuner is: it parametrises a delta for learning (`attach` -> train -> `extract`) and sees no loss.
+
+A tuner is a frozen config. `attach` gives an `Attachment`: a module that runs like the base, whose
+touched parameters are computed from trainable values. One optimiser step over it is
+
+    attachment.prepare(progress)      # draw gates once, write the working weights
+    loss(attachment.module(...)).backward()            # as often as gradients are accumulated
+    attachment.collect()              # working gradients -> gradients of the trainable values
+    optimiser.step(); optimiser.zero_grad()
+
+so any training loop can drive it. Tuners with several stages (gates, projection, fixed mask)
+return the next stage's attachment from `advance`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from graftwork.deltas import BaseLike, Update
+
+Role = Literal["values", "gates", "head"]
+StoredType = Literal["float16", "bfloat16", "float32", "float64", "int8"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage of a tuner's training.
+
+    Attributes:
+        name: shown in progress bars and metrics, e.g. "gates".
+        share: share of the run's steps; shares of a tuner's stages sum to 1.
+        learning_rates: learning rate by role; a role that is absent is frozen in this stage.
+        decay: roles whose rate decays linearly to 0 (the paper keeps the gates' rate constant).
+        clip: gradient norm limit by role; separate for each, as in the paper.
+        batch_size: overrides the run's batch size (Fisher scores want small batches).
+    """
+
+    name: str
+    share: float
+    learning_rates: Mapping[Role, float]
+    decay: tuple[Role, ...] = ("values", "head")
+    clip: float | None = 1.0
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Trainable tensors that share an optimiser setting."""
+
+    role: Role
+    parameters: tuple[nn.Parameter, ...]
+
+
+class Attachment(ABC):
+    """A tuner bound to a base for one stage. See the module docstring for the loop."""
+
+    module: nn.Module
+    """Runs like the base; never shares writable storage with it for touched tensors."""
+
+    @abstractmethod
+    def groups(self) -> Sequence[Group]:
+        """Return the trainable tensors of this stage; may be empty (head only)."""
+
+    @abstractmethod
+    def prepare(self, progress: float, *, seed: int) -> None:
+        """Begin an optimiser step: draw what is random from `seed`, write the working weights.
+
+        `progress` in [0, 1) is the part of this stage that is done; schedules read only it.
+        The same `seed` gives the same draw in every process.
+        """
+
+    @abstractmethod
+    def collect(self) -> None:
+        """End an optimiser step: set `.grad` of the trainable tensors from the working gradients."""
+
+    @abstractmethod
+    def settled(self) -> AbstractContextManager[nn.Module]:
+        """Return a context in which `module` is deterministic, as it would be extracted now."""
+
+    @abstractmethod
+    def advance(self) -> Attachment | None:
+        """Return the next stage's attachment, or None after the last stage."""
+
+    @abstractmethod
+    def extract(self, stored: StoredType = "float16") -> dict[str, Update]:
+        """Return the learnt updates by canonical name, values rounded to their stored type."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all state beside the base, by name, for checkpoints (not copied)."""
+
+    @abstractmethod
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what `tensors` returned, bit for bit."""
+
+    def report(self) -> dict[str, float]:
+        """Return scalars worth logging (density, shift, ...)."""
+        return {}
+
+    def __iter__(self) -> Iterator[nn.Parameter]:
+        """Iterate over the trainable tensors of every group."""
+        return (p for group in self.groups() for p in group.parameters)
+
+
+class Tuner(ABC):
+    """A frozen config that attaches to a base."""
+
+    @property
+    @abstractmethod
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages in order; their shares sum to 1."""
+
+    @abstractmethod
+    def attach(self, base: BaseLike, targets: Sequence[str], *, seed: int) -> Attachment:
+        """Return the first stage's attachment over the canonical tensor names `targets`.
+
+        Raises:
+            UnsupportedError: a target cannot be supported.
+            ConfigError: the target share keeps 0 values, or a value is out of range.
+        """
