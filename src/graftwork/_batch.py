@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-
-Tree = Tensor | Mapping[str, Any]
-"""A tensor or a mapping of trees."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +46,10 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with every tensor on `device`."""
-        move = lambda t: t.to(device)  # noqa: E731
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device)
+
         return Batch(
             inputs=map_tree(move, self.inputs),
             targets=None if self.targets is None else move(self.targets),
@@ -58,7 +58,7 @@ class Batch:
         )
 
 
-def map_tree(function: Any, tree: Any) -> Any:
+def map_tree(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     """Return `tree` with `function` applied to each tensor; other leaves stay."""
     if isinstance(tree, Tensor):
         return function(tree)

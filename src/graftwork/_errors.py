@@ -1,17 +1,17 @@
 """One error family: every error that graftwork raises on purpose.
 
-    GraftworkError                 root; the command line turns it into exit code 2
-    ├── InputError                 the user's data or argument is wrong (column, label, NaN, empty, one class)
+    GraftworkError                 root; exit code 2 on the command line
+    ├── InputError                 the user's data or argument is wrong (column, label, NaN)
     │   └── UnknownNameError       a name that does not exist; carries "did you mean"
-    ├── ConfigError                a run's configuration is wrong (unknown key, impossible value)
-    ├── BaseError                  a base cannot be loaded or trusted (pickle weights, wrong checksum)
+    ├── ConfigError                a run's configuration is wrong (key, value)
+    ├── BaseError                  a base cannot be loaded or trusted (pickle, checksum)
     │   └── FingerprintError       a delta was made for another base
-    ├── DeltaError                 a delta does not fit or an operation is not legal for its terms
-    │   └── DeltaFileError         a delta file is truncated, foreign, tampered with or too new
-    ├── UnsupportedError           a module, term or mode that cannot be supported; never a silent fallback
+    ├── DeltaError                 a delta does not fit, or an operation is illegal
+    │   └── DeltaFileError         a file is truncated, foreign, tampered with, too new
+    ├── UnsupportedError           a module, term or mode that is not supported
     ├── UnusedTensorError          a planned tensor that the forward did not consume (law 7)
     ├── TrainingError              training cannot go on (NaN loss, no gradient); names the step
-    ├── StorageError               a folder is occupied or a disk is full; nothing half-written remains
+    ├── StorageError               a folder is occupied or a disk is full; nothing half-written
     └── MissingDependencyError     an optional package is absent; prints the install line
 
 Inner code raises the precise cause; public functions add task, tensor, shapes and the fix.

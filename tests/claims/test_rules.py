@@ -33,7 +33,9 @@ EXACT = Equals("count", "The count is exact.", "kept", 296)
 
 
 def test_beats_pairs_seeds_and_gives_student_interval() -> None:
-    rows = accuracy("ours", {10: 84.0, 11: 82.0, 12: 83.0}) + accuracy("theirs", {10: 80.0, 11: 81.0, 12: 79.0})
+    rows = accuracy("ours", {10: 84.0, 11: 82.0, 12: 83.0}) + accuracy(
+        "theirs", {10: 80.0, 11: 81.0, 12: 79.0}
+    )
     verdict = BEATS.judge(rows)
     gaps = [4.0, 1.0, 4.0]
     half = stats.sem(gaps) * stats.t.ppf(0.975, 2)
@@ -55,7 +57,9 @@ def test_other_settings_and_metrics_are_not_read() -> None:
 
 
 def test_closes_gap() -> None:
-    rows = accuracy("ours", {10: 80.0}) + accuracy("low", {10: 60.0}) + accuracy("high", {10: 100.0})
+    rows = (
+        accuracy("ours", {10: 80.0}) + accuracy("low", {10: 60.0}) + accuracy("high", {10: 100.0})
+    )
     verdict = GAP.judge(rows)
     assert (verdict.verdict, verdict.measured) == ("pass", 0.5)
 
@@ -64,7 +68,8 @@ def test_equals_reports_the_worst_row() -> None:
     rows = [Row("0.5 %", "a", "kept", 10, 296), Row("0.5 %", "b", "kept", 10, 295)]
     verdict = EXACT.judge(rows)
     assert verdict.verdict == "fail"
-    assert "b" in verdict.text and verdict.measured == 1
+    assert "b" in verdict.text
+    assert verdict.measured == 1
 
 
 def test_two_rows_for_one_seed_are_an_error() -> None:
@@ -89,8 +94,20 @@ def test_result_round_trip_and_report(tmp_path) -> None:  # type: ignore[no-unty
     entries = report(claim, json.loads(path.read_text()))
     assert said == ["seed 10", "seed 11"]
     assert [e["verdict"] for e in entries] == ["pass", "not run"]
-    wanted = "name system sentence kind scale seeds rows verdict rule_hash commit versions".split()
-    assert all(set(wanted) <= set(e) for e in entries)
+    wanted = [
+        "name",
+        "system",
+        "sentence",
+        "kind",
+        "scale",
+        "seeds",
+        "rows",
+        "verdict",
+        "rule_hash",
+        "commit",
+        "versions",
+    ]
+    assert all(wanted <= set(e) for e in entries)
     json.dumps(entries, allow_nan=False)
 
 

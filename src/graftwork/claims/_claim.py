@@ -17,7 +17,7 @@ from graftwork._errors import InputError, UnknownNameError
 from graftwork.claims._rules import Row, Rule, rule_hash
 
 Scale = Literal["smoke", "quick", "full"]
-"""`smoke`: <= 5 s, in the test suite; `quick`: <= 5 minutes a part on 2 cores, judged; `full`: a GPU."""
+"""`smoke`: <= 5 s, in the suite; `quick`: <= 5 minutes a part, 2 cores, judged; `full`: a GPU."""
 
 JUDGED_SEEDS = (10, 11, 12)
 PILOT_SEEDS = (0, 1, 2)

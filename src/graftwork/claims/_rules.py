@@ -75,7 +75,8 @@ class Equals:
             return _not_run(f"no row measures {self.metric!r}")
         worst = max(used, key=lambda r: abs(r.value - self.value))
         off = abs(worst.value - self.value)
-        text = f"worst |{self.metric} - {self.value:g}| = {off:.3g} ({worst.method}, seed {worst.seed})"
+        who = f"{worst.method}, seed {worst.seed}"
+        text = f"worst |{self.metric} - {self.value:g}| = {off:.3g} ({who})"
         return Verdict("pass" if off <= self.tolerance else "fail", off, (off, off), text)
 
 
@@ -94,8 +95,7 @@ class Beats:
 
     def rows(self, rows: Sequence[Row]) -> list[Row]:
         """Return the rows this rule reads."""
-        who = (self.ours, self.baseline)
-        return [r for r in rows if (r.setting, r.metric) == (self.setting, self.metric) and r.method in who]
+        return _select(rows, self.setting, self.metric, (self.ours, self.baseline))
 
     def judge(self, rows: Sequence[Row]) -> Verdict:
         """Return the verdict over `rows`, paired by seed."""
@@ -104,7 +104,10 @@ class Beats:
         if not ours or ours.keys() != base.keys():
             return _not_run(f"needs {self.ours} and {self.baseline} on the same seeds")
         gaps = [ours[s] - base[s] for s in sorted(ours)]
-        text = f"{self.ours} - {self.baseline} = {statistics.fmean(gaps):+.2f}, required >= {self.at_least:+g}"
+        text = (
+            f"{self.ours} - {self.baseline} = {statistics.fmean(gaps):+.2f}, "
+            f"required >= {self.at_least:+g}"
+        )
         return _at_least(gaps, self.at_least, text)
 
 
@@ -124,8 +127,7 @@ class ClosesGap:
 
     def rows(self, rows: Sequence[Row]) -> list[Row]:
         """Return the rows this rule reads."""
-        who = (self.ours, self.low, self.high)
-        return [r for r in rows if (r.setting, r.metric) == (self.setting, self.metric) and r.method in who]
+        return _select(rows, self.setting, self.metric, (self.ours, self.low, self.high))
 
     def judge(self, rows: Sequence[Row]) -> Verdict:
         """Return the verdict over `rows`, paired by seed."""
@@ -148,6 +150,11 @@ def rule_hash(rules: Sequence[Rule]) -> str:
     """Return 16 hex digits that change when any rule changes."""
     text = json.dumps([{type(r).__name__: asdict(r)} for r in rules], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _select(rows: Sequence[Row], setting: str, metric: str, methods: Sequence[str]) -> list[Row]:
+    where = (setting, metric)
+    return [r for r in rows if (r.setting, r.metric) == where and r.method in methods]
 
 
 def _by_seed(rows: Sequence[Row], method: str) -> dict[int, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -43,6 +43,7 @@ class Fingerprint:
     asserted: bool = False
 
 
+@runtime_checkable
 class BaseLike(Protocol):
     """What deltas need of a base; `graftwork.bases.Base` is one."""
 

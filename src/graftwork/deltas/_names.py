@@ -115,7 +115,9 @@ def identity_names(model: nn.Module) -> NameMap:
             aliases[name] = first[id(parameter)]
             continue
         if not parameter.is_contiguous():
-            raise DeltaError(f"parameter {name!r} is not contiguous; call .contiguous() on it first")
+            raise DeltaError(
+                f"parameter {name!r} is not contiguous; call .contiguous() on it first"
+            )
         first[id(parameter)] = name
         pieces[name] = Piece(name, name, tuple(parameter.shape), parameter.stride())
     return NameMap(pieces, aliases)

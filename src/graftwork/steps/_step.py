@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from graftwork.objectives import Objective
 from graftwork.tuning import Group, Stage
 
 
+@runtime_checkable
 class Context(Protocol):
     """What the driver gives a step."""
 
@@ -24,6 +25,8 @@ class Context(Protocol):
     """Optimiser steps done in this stage."""
     steps: int
     """Optimiser steps that this stage will have."""
+    accumulate: int
+    """Batches that one update draws."""
     stage: Stage
     objectives: Mapping[str, Objective]
     """The task's objectives by name; "task" is the main one."""
@@ -83,3 +86,10 @@ class Step(ABC):
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore what `tensors` returned, after `begin`."""
 
+
+class StepConfig(ABC):
+    """A frozen config that builds a step; `STEPS` lists them by name."""
+
+    @abstractmethod
+    def build(self) -> Step:
+        """Return a new step."""

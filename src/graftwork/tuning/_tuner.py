@@ -1,4 +1,4 @@
-"""What a tuner is: it parametrises a delta for learning (`attach` -> train -> `extract`) and sees no loss.
+"""What a tuner is: it parametrises a delta for learning and sees no loss.
 
 A tuner is a frozen config. `attach` gives an `Attachment`: a module that runs like the base, whose
 touched parameters are computed from trainable values. One optimiser step over it is
@@ -77,7 +77,7 @@ class Attachment(ABC):
 
     @abstractmethod
     def collect(self) -> None:
-        """End an optimiser step: set `.grad` of the trainable tensors from the working gradients."""
+        """End an optimiser step: working gradients -> `.grad` of the trainable tensors."""
 
     @abstractmethod
     def settled(self) -> AbstractContextManager[nn.Module]:
