@@ -7,6 +7,10 @@ from graftwork.deltas._delta import TensorPrint as TensorPrint
 from graftwork.deltas._names import NameMap as NameMap
 from graftwork.deltas._names import Piece as Piece
 from graftwork.deltas._names import identity_names as identity_names
+from graftwork.deltas._quantise import STORED as STORED
+from graftwork.deltas._quantise import quantise as quantise
+from graftwork.deltas._seeded import seeded_counts as seeded_counts
+from graftwork.deltas._seeded import seeded_positions as seeded_positions
 from graftwork.deltas._terms import Int8Blocks as Int8Blocks
 from graftwork.deltas._terms import LowRank as LowRank
 from graftwork.deltas._terms import Port as Port

@@ -16,7 +16,7 @@ from torch import Tensor
 from graftwork._errors import DeltaError
 
 INT8_BLOCK = 256
-"""Values that share one fp16 scale in 8-bit storage: 0.008 bytes a value."""
+"""Values that share one bfloat16 scale in 8-bit storage: 0.008 bytes a value."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,7 +25,7 @@ class Int8Blocks:
 
     Attributes:
         codes: `(n,)` int8 in [-127, 127].
-        scales: `(ceil(n / 256),)` float16; value = code * scale.
+        scales: `(ceil(n / 256),)` bfloat16, finite, not negative; value = code * scale.
         shape: the shape of the values.
     """
 
