@@ -8,7 +8,9 @@ from graftwork.claims._claim import JUDGED_SEEDS as JUDGED_SEEDS
 from graftwork.claims._claim import PILOT_SEEDS as PILOT_SEEDS
 from graftwork.claims._claim import Claim as Claim
 from graftwork.claims._claim import DataFile as DataFile
+from graftwork.claims._claim import Scale as Scale
 from graftwork.claims._claim import find_claim as find_claim
+from graftwork.claims._claim import load_result as load_result
 from graftwork.claims._claim import published_result as published_result
 from graftwork.claims._claim import report as report
 from graftwork.claims._claim import run_claim as run_claim
@@ -18,3 +20,6 @@ from graftwork.claims._rules import ClosesGap as ClosesGap
 from graftwork.claims._rules import Equals as Equals
 from graftwork.claims._rules import Row as Row
 from graftwork.claims._rules import rule_hash as rule_hash
+
+CLAIMS: dict[str, Claim] = {}
+"""Every claim by name: one file and one line here a claim."""

@@ -152,6 +152,26 @@ def published_result(name: str, scale: Scale = "quick") -> dict[str, Any] | None
     return result
 
 
+def load_result(folder: Path, name: str, scale: Scale = "quick") -> dict[str, Any] | None:
+    """Return the result that `save_result` wrote into `folder`, or None when there is none.
+
+    Raises:
+        InputError: `folder` is no folder, or the file is not a result.
+    """
+    if not folder.is_dir():
+        raise InputError(f"no folder of results at {str(folder)!r}")
+    path = folder / f"{name}.{scale}.json"
+    if not path.is_file():
+        return None
+    try:
+        result: dict[str, Any] = json.loads(path.read_text())
+        for row in result["rows"]:
+            Row(**row)
+    except (ValueError, TypeError, KeyError) as cause:
+        raise InputError(f"{path} is not the result of a claim: {cause!r}") from cause
+    return result
+
+
 def find_claim(name: str, claims: Mapping[str, Claim]) -> Claim:
     """Return a claim by name.
 

@@ -1,0 +1,173 @@
+"""What the commands share: strict flags, one JSON document, consoles, files that must exist."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import re
+import sys
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from graftwork._errors import ConfigError, InputError, UnknownNameError, did_you_mean
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+T = TypeVar("T")
+
+
+def parse(
+    kind: type[T], words: Sequence[str], *, prog: str, description: str, default: T | None = None
+) -> T:
+    """Return `kind`, a dataclass, filled from the flags in `words`.
+
+    Raises:
+        UnknownNameError: a flag that does not exist, with the closest one.
+        ConfigError: a value that cannot be read, or a required flag that is missing.
+        SystemExit: code 0 after `--help`.
+    """
+    import tyro
+
+    known = sorted(flags_of(kind))
+    if not {"-h", "--help"} & set(words):
+        for word in words:
+            name = word.split("=")[0].replace("_", "-")
+            if word.startswith("--") and name not in known:
+                raise UnknownNameError(f"flag of {prog}", word.split("=")[0], known)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                kind,
+                args=words,
+                prog=prog,
+                description=description,
+                config=(tyro.conf.FlagCreatePairsOff,),
+                **({} if default is None else {"default": default}),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise ConfigError(f"{_plain(complaint.getvalue())}; see {prog} --help") from None
+
+
+def flags_of(kind: type, prefix: str = "") -> Iterator[str]:
+    """Yield every flag of a dataclass of flags: `--data`, `--task.data`, and aliases.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass
+        ... class Flags:
+        ...     max_rows: int = 3
+        >>> list(flags_of(Flags))
+        ['--max-rows']
+    """
+    import tyro
+
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for field in fields(kind):
+        hint = hints[field.name]
+        extras = hint.__metadata__ if typing.get_origin(hint) is typing.Annotated else ()
+        inner = hint.__origin__ if extras else hint
+        if is_dataclass(inner) and isinstance(inner, type):
+            yield from flags_of(inner, f"{prefix}{field.name}.")
+        elif tyro.conf.Positional not in extras:
+            yield f"--{prefix}{field.name}".replace("_", "-")
+        for extra in extras:
+            yield from getattr(extra, "aliases", None) or ()
+
+
+def emit(document: Any) -> None:
+    """Print `document` as the one JSON document on stdout; NaN and infinities become null."""
+    print(json.dumps(_finite(document), indent=1, allow_nan=False, default=str))
+
+
+def out() -> Console:
+    """Return the console for results (stdout)."""
+    from rich.console import Console
+
+    return Console(file=sys.stdout, highlight=False, soft_wrap=False)
+
+
+def err() -> Console:
+    """Return the console for progress (stderr), so that stdout stays machine-readable."""
+    from rich.console import Console
+
+    return Console(file=sys.stderr, highlight=False)
+
+
+def existing(path: Path, what: str) -> Path:
+    """Return `path` if it is a file or folder.
+
+    Raises:
+        InputError: it does not exist; names the closest neighbour.
+    """
+    if path.exists():
+        return path
+    folder = path.parent
+    if not folder.is_dir():
+        raise InputError(
+            f"{what} {str(path)!r} does not exist (there is no folder {str(folder)!r})"
+        )
+    names = [p.name for p in folder.iterdir()]
+    raise InputError(f"{what} {str(path)!r} does not exist{did_you_mean(path.name, names)}")
+
+
+def size(count: float) -> str:
+    """Return a number of bytes for people.
+
+    Example:
+        >>> size(812), size(53_412), size(91_000_000)
+        ('812 B', '53.4 kB', '91.0 MB')
+    """
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count:.0f} B"
+
+
+def share(part: float) -> str:
+    """Return a share as percent with three significant digits.
+
+    Example:
+        >>> share(0.005), share(0.00012), share(1.0)
+        ('0.5 %', '0.012 %', '100 %')
+    """
+    return f"{float(f'{100 * part:.3g}'):g} %"
+
+
+def bar(part: float, width: int = 24) -> str:
+    """Return a text bar that is `part` of `width` long.
+
+    Example:
+        >>> bar(0.5, 8)
+        '████    '
+    """
+    eighths = round(max(0.0, min(part, 1.0)) * width * 8)
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + ("▏▎▍▌▋▊▉"[rest - 1] if rest else "")).ljust(width)
+
+
+def _plain(box: str) -> str:
+    """Return the first section of tyro's error box as one line."""
+    lines = [re.sub(r"[╭╮╰╯│]|─{2,}", "", line).strip() for line in box.splitlines()]
+    body = [line for line in lines[1:]]
+    first = body[: body.index("")] if "" in body else body
+    text = " ".join(first) or " ".join(body)
+    return text.rstrip(". ") or "the flags cannot be read"
+
+
+def _finite(tree: Any) -> Any:
+    if isinstance(tree, float) and not math.isfinite(tree):
+        return None
+    if isinstance(tree, Mapping):
+        return {str(k): _finite(v) for k, v in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [_finite(v) for v in tree]
+    return tree
