@@ -42,8 +42,8 @@ def test_int8_error_is_at_most_half_a_step(seed, n, size):
     back = deltas.values_of(deltas.quantise(values, "int8"))
     for start in range(0, n, deltas._terms.INT8_BLOCK):
         block = slice(start, start + deltas._terms.INT8_BLOCK)
-        # a bfloat16 scale is off by at most 2^-9
-        step = float(values[block].abs().max()) / 127 * (1 + 2**-9)
+        # a bfloat16 scale is off by at most 2^-8
+        step = float(values[block].abs().max()) / 127 * (1 + 2**-8)
         assert float((values[block] - back[block]).abs().max()) <= step / 2 * (1 + 1e-5)
 
 
@@ -77,7 +77,7 @@ def test_non_finite_values_are_an_error(stored, bad):
         deltas.quantise(torch.tensor([1.0, bad]), stored)
 
 
-@pytest.mark.parametrize(("stored", "value"), [("float16", 7e4), ("int8", 1e39), ("int8", 3.4e38)])
+@pytest.mark.parametrize(("stored", "value"), [("float16", 7e4), ("int8", 1e39)])
 def test_too_large_values_are_an_error_with_the_fix(stored, value):
     with pytest.raises(DeltaError, match=f"too large for {stored}; store as bfloat16"):
         deltas.quantise(torch.tensor([value], dtype=torch.float64), stored)

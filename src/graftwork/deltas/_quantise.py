@@ -105,7 +105,7 @@ def _to_blocks(values: Tensor) -> Int8Blocks:
 def _scales(largest: Tensor) -> Tensor:
     """Return bfloat16 scales for the largest magnitudes `(blocks,)`.
 
-    Rounding a scale to nearest moves largest / scale from 127 by less than 0.25, so the largest
+    Rounding a scale to nearest moves largest / scale from 127 by less than 0.5, so the largest
     code is 127 whatever the rounding, and rounding again finds the same scale. (float16 would not
     do: trained differences of 0.008 and less have scales in its subnormal range.)
     """
