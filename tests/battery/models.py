@@ -68,7 +68,9 @@ class Case:
         return F.cross_entropy(self.call(module, batch.inputs), batch.targets, reduction="none")
 
 
-def train_full(case: Case, module: nn.Module, steps: int = 60, rows: int = 32) -> tuple[float, float]:
+def train_full(
+    case: Case, module: nn.Module, steps: int = 60, rows: int = 32
+) -> tuple[float, float]:
     """Fine-tune every parameter of `module` in place; return the loss before and after."""
     test = case.batch(128, seed=10_000, dtype=next(module.parameters()).dtype)
     before = case.loss(module, test).mean().item()

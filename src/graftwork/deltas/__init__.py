@@ -19,3 +19,5 @@ from graftwork.deltas._terms import Sparse as Sparse
 from graftwork.deltas._terms import Stored as Stored
 from graftwork.deltas._terms import Update as Update
 from graftwork.deltas._terms import values_of as values_of
+from graftwork.deltas._tree import replace_parameter as replace_parameter
+from graftwork.deltas._tree import shared_copy as shared_copy
