@@ -49,7 +49,7 @@ def parse(
                 prog=prog,
                 description=description,
                 config=(tyro.conf.FlagCreatePairsOff,),
-                **({} if default is None else {"default": default}),
+                default=tyro.MISSING_NONPROP if default is None else default,
             )
     except SystemExit as stop:
         if stop.code in (0, None):
@@ -157,7 +157,7 @@ def bar(part: float, width: int = 24) -> str:
 def _plain(box: str) -> str:
     """Return the first section of tyro's error box as one line."""
     lines = [re.sub(r"[╭╮╰╯│]|─{2,}", "", line).strip() for line in box.splitlines()]
-    body = [line for line in lines[1:]]
+    body = lines[1:]
     first = body[: body.index("")] if "" in body else body
     text = " ".join(first) or " ".join(body)
     return text.rstrip(". ") or "the flags cannot be read"

@@ -43,7 +43,7 @@ class ListFlags:
     """Flags of `graftwork claims`."""
 
     results: Path | None = None
-    """Folder of your own results (`claims run` saves there); default: those that ship with graftwork."""
+    """Folder of your own results, as `claims run` saves them; default: those of graftwork."""
     scale: Scale = "quick"
     """Scale of the results to show: smoke, quick (judged) or full."""
     json: bool = False

@@ -96,122 +96,107 @@ def line_chart(
     series: Sequence[Series],
     *,
     marks: Sequence[Mark] = (),
-    y_range: tuple[float, float] | None = None,
+    x_last: float | None = None,
     y_format: Format = lambda v: f"{v:g}",
 ) -> str:
-    """Return a line chart with axes, a legend and labelled vertical marks; "" without points."""
+    """Return a line chart with axes, a legend and labelled vertical marks; "" without points.
+
+    The x axis runs from 0 to `x_last`, by default the last point, so charts of one run can agree.
+    """
     clean = [_finite(s) for s in series]
     points = [p for s in clean for p in s.points]
     if not points:
         return ""
-    low, high = y_range or (min(p[1] for p in points), max(p[1] for p in points))
-    shown = ticks(low, high)
-    x_last = max(p[0] for p in points)
-    frame = Frame(x=(0.0, x_last or 1.0), y=(shown[0], shown[-1]))
+    shown = ticks(min(p[1] for p in points), max(p[1] for p in points))
+    last = x_last or max(p[0] for p in points) or 1.0
+    frame = Frame(x=(0.0, last), y=(shown[0], shown[-1]))
     parts = [_y_axis(frame, shown, y_format), _x_axis(frame), _marks(frame, marks)]
     parts += [_series(frame, s, y_format) for s in clean if s.points]
     return _svg(title, frame.height, parts) + _legend(clean)
 
 
-def bar_list(
-    rows: Sequence[tuple[str, float]], *, value_format: Format, title: str, top: float | None = None
-) -> str:
+def bar_list(rows: Sequence[tuple[str, float]], *, value_format: Format, title: str) -> str:
     """Return horizontal bars with the name at the left and the value at the right of each."""
     if not rows:
         return ""
-    most = top or max(v for _, v in rows) or 1.0
+    most = max(value for _, value in rows) or 1.0
     left, line, wide = 250.0, 22.0, WIDTH - 250.0 - 110.0
     parts = []
     for i, (name, value) in enumerate(rows):
         y, length = i * line, max(wide * value / most, 1.0 if value > 0 else 0.0)
-        parts.append(
-            f'<text class="name" x="{left - 8:.0f}" y="{y + 15:.1f}" text-anchor="end">'
-            f"{escape(_shorten(name, 38))}<title>{escape(name)}</title></text>"
-            f'<rect class="bar" x="{left:.0f}" y="{y + 4:.1f}" width="{length:.1f}" height="14" rx="2"/>'
-            f'<text class="value" x="{left + length + 6:.1f}" y="{y + 15:.1f}">'
-            f"{escape(value_format(value))}</text>"
-        )
+        parts += [
+            _text("name", left - 8, y + 15, _shorten(name, 38), "end", hover=name),
+            _rect("bar", (left, y + 4, length, 14)),
+            _text("value", left + length + 6, y + 15, value_format(value)),
+        ]
     return _svg(title, len(rows) * line + 4, parts)
 
 
 def stacked_bar(parts: Sequence[tuple[str, float]], *, value_format: Format, title: str) -> str:
     """Return one bar of `WIDTH`, cut into the parts, with a legend of their values."""
-    total = sum(v for _, v in parts)
+    total = sum(value for _, value in parts)
     if total <= 0:
         return ""
     x, drawn, keys = 0.0, [], []
     for i, (name, value) in enumerate(parts):
-        width = WIDTH * value / total
-        text = f"{name}: {value_format(value)}, {value / total:.0%}"
-        drawn.append(
-            f'<rect class="tone{i % 4} part" x="{x:.1f}" y="0" width="{width:.1f}" height="28">'
-            f"<title>{escape(text)}</title></rect>"
-        )
-        keys.append(
-            f'<span><i class="key tone{i % 4}"></i>{escape(name)} '
-            f"<b>{escape(value_format(value))}</b> ({value / total:.0%})</span>"
-        )
+        width, shown = WIDTH * value / total, value_format(value)
+        text = f"{name}: {shown}, {value / total:.0%}"
+        drawn.append(_rect(f"tone{i % 4} part", (x, 0, width, 28), hover=text))
+        keys.append(_key(i % 4, f"{escape(name)} <b>{escape(shown)}</b> ({value / total:.0%})"))
         x += width
     return _svg(title, 28, drawn) + f'<p class="legend">{"".join(keys)}</p>'
 
 
-def heat_map(
-    cells: Mapping[tuple[str, str], float],
-    *,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    column_title: str,
-    value_format: Format,
-    title: str,
-) -> str:
-    """Return a grid of `cells[row, column]`: the deeper the colour, the larger the value."""
-    most = max(cells.values(), default=0.0) or 1.0
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """What a heat map shows.
+
+    Attributes:
+        cells: (row, column) -> value >= 0; a pair that is absent is left blank.
+        rows: names of the rows, top to bottom.
+        columns: names of the columns, left to right.
+        column_title: what the columns are.
+    """
+
+    cells: Mapping[tuple[str, str], float]
+    rows: Sequence[str]
+    columns: Sequence[str]
+    column_title: str
+
+
+def heat_map(grid: Grid, *, value_format: Format, title: str) -> str:
+    """Return a grid of cells: the deeper the colour, the larger the value."""
+    most = max(grid.cells.values(), default=0.0) or 1.0
     left, top, line = 230.0, 40.0, 24.0
-    wide = min((WIDTH - left - 4) / max(len(columns), 1), 78.0)
-    parts = [
-        f'<text class="axis" x="{left + wide * len(columns) / 2:.1f}" y="13" text-anchor="middle">'
-        f"{escape(column_title)}</text>"
-    ]
+    wide = min((WIDTH - left - 4) / max(len(grid.columns), 1), 78.0)
+    middle = left + wide * len(grid.columns) / 2
+    parts = [_text("axis", middle, 13, grid.column_title, "middle")]
     every = max(1, math.ceil(18 / wide))
-    for j, column in enumerate(columns):
+    for j, column in enumerate(grid.columns):
         if j % every == 0:
-            parts.append(
-                f'<text class="axis" x="{left + (j + 0.5) * wide:.1f}" y="32" text-anchor="middle">'
-                f"{escape(column)}</text>"
-            )
-    for i, row in enumerate(rows):
+            parts.append(_text("axis", left + (j + 0.5) * wide, 32, column, "middle"))
+    for i, row in enumerate(grid.rows):
         y = top + i * line
-        parts.append(
-            f'<text class="name" x="{left - 8:.0f}" y="{y + 16:.1f}" text-anchor="end">'
-            f"{escape(_shorten(row, 34))}<title>{escape(row)}</title></text>"
-        )
-        parts += [
-            _cell(
-                left + j * wide, y, wide, cells[row, column], most, value_format, f"{row}, {column}"
-            )
-            for j, column in enumerate(columns)
-            if (row, column) in cells
-        ]
-    return _svg(title, top + len(rows) * line + 2, parts)
+        parts.append(_text("name", left - 8, y + 16, _shorten(row, 34), "end", hover=row))
+        for j, column in enumerate(grid.columns):
+            value = grid.cells.get((row, column))
+            if value is not None:
+                place = (left + j * wide + 1, y + 1, wide - 2, 22.0)
+                shown = value_format(value)
+                parts.append(_cell(place, value / most, shown, f"{row}, {column}: {shown}"))
+    return _svg(title, top + len(grid.rows) * line + 2, parts)
 
 
-def _cell(
-    x: float, y: float, wide: float, value: float, most: float, value_format: Format, name: str
-) -> str:
-    depth = value / most
-    text = value_format(value)
-    shown = (
-        f'<text class="{"cell deep" if depth > 0.55 else "cell"}" x="{x + wide / 2:.1f}" '
-        f'y="{y + 16:.1f}" text-anchor="middle">{escape(text)}</text>'
-        if wide >= 40
-        else ""
-    )
-    return (
-        f'<g><title>{escape(name)}: {escape(text)}</title><rect class="grid" x="{x + 1:.1f}" '
-        f'y="{y + 1:.1f}" width="{wide - 2:.1f}" height="22" rx="3"/><rect class="heat" '
-        f'x="{x + 1:.1f}" y="{y + 1:.1f}" width="{wide - 2:.1f}" height="22" rx="3" '
-        f'fill-opacity="{depth:.3f}"/>{shown}</g>'
-    )
+Box = tuple[float, float, float, float]
+"""x, y, width, height."""
+
+
+def _cell(place: Box, depth: float, shown: str, hover: str) -> str:
+    x, y, wide, _ = place
+    style = "cell deep" if depth > 0.55 else "cell"
+    label = _text(style, x + wide / 2, y + 15, shown, "middle") if wide >= 38 else ""
+    heat = _rect("heat", place, rx=3, extra=f' fill-opacity="{depth:.3f}"')
+    return f"<g><title>{escape(hover)}</title>{_rect('grid', place, rx=3)}{heat}{label}</g>"
 
 
 def _finite(series: Series) -> Series:
@@ -223,27 +208,19 @@ def _y_axis(frame: Frame, shown: Sequence[float], y_format: Format) -> str:
     parts = []
     for value in shown:
         _, y = frame.at(frame.x[0], value)
-        parts.append(
-            f'<line class="grid-line" x1="{frame.left}" x2="{WIDTH - frame.right}" '
-            f'y1="{y:.1f}" y2="{y:.1f}"/><text class="axis" x="{frame.left - 7}" '
-            f'y="{y + 4:.1f}" text-anchor="end">{escape(y_format(value))}</text>'
-        )
+        parts.append(_line("grid-line", (frame.left, y), (WIDTH - frame.right, y)))
+        parts.append(_text("axis", frame.left - 7, y + 4, y_format(value), "end"))
     return "".join(parts)
 
 
 def _x_axis(frame: Frame) -> str:
     parts = []
     for value in ticks(*frame.x):
-        if value > frame.x[1] * (1 + 1e-9):
-            continue
-        x, y = frame.at(value, frame.y[0])
-        parts.append(
-            f'<text class="axis" x="{x:.1f}" y="{y + 16:.1f}" text-anchor="middle">{value:g}</text>'
-        )
-    parts.append(
-        f'<text class="axis" x="{(frame.left + WIDTH) / 2:.0f}" y="{frame.height - 3:.0f}" '
-        'text-anchor="middle">optimiser steps</text>'
-    )
+        if value <= frame.x[1] * (1 + 1e-9):
+            x, y = frame.at(value, frame.y[0])
+            parts.append(_text("axis", x, y + 16, f"{value:g}", "middle"))
+    middle = (frame.left + WIDTH) / 2
+    parts.append(_text("axis", middle, frame.height - 3, "optimiser steps", "middle"))
     return "".join(parts)
 
 
@@ -251,10 +228,8 @@ def _marks(frame: Frame, marks: Sequence[Mark]) -> str:
     parts = []
     for mark in marks:
         x, y = frame.at(mark.x, frame.y[0])
-        parts.append(
-            f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{frame.top - 8}" y2="{y:.1f}"/>'
-            f'<text class="mark-label" x="{x + 5:.1f}" y="{frame.top - 8}">{escape(mark.label)}</text>'
-        )
+        parts.append(_line("mark", (x, frame.top - 14), (x, y)))
+        parts.append(_text("mark-label", x + 5, frame.top - 6, mark.label))
     return "".join(parts)
 
 
@@ -264,11 +239,13 @@ def _series(frame: Frame, series: Series, y_format: Format) -> str:
     line = f'<polyline class="stroke{series.tone} {series.style}" points="{path}"/>'
     if series.style != "dots" and len(places) > 1:
         return line
-    dots = [
-        f'<circle class="tone{series.tone}" cx="{x:.1f}" cy="{y:.1f}" r="3.2">'
-        f"<title>{escape(series.name)}, step {px:g}: {escape(y_format(py))}</title></circle>"
-        for (x, y), (px, py) in zip(places, series.points, strict=True)
-    ]
+    dots = []
+    for (x, y), (px, py) in zip(places, series.points, strict=True):
+        hover = escape(f"{series.name}, step {px:g}: {y_format(py)}")
+        dots.append(
+            f'<circle class="tone{series.tone}" cx="{x:.1f}" cy="{y:.1f}" r="3.2">'
+            f"<title>{hover}</title></circle>"
+        )
     return line + "".join(dots)
 
 
@@ -276,8 +253,31 @@ def _legend(series: Sequence[Series]) -> str:
     shown = [s for s in series if s.points and s.style != "faint"]
     if len(shown) < 2:
         return ""
-    keys = [f'<span><i class="key tone{s.tone}"></i>{escape(s.name)}</span>' for s in shown]
-    return f'<p class="legend">{"".join(keys)}</p>'
+    return f'<p class="legend">{"".join(_key(s.tone, escape(s.name)) for s in shown)}</p>'
+
+
+def _key(tone: int, html: str) -> str:
+    return f'<span><i class="key tone{tone}"></i>{html}</span>'
+
+
+def _text(
+    style: str, x: float, y: float, text: str, anchor: str = "start", *, hover: str = ""
+) -> str:
+    title = f"<title>{escape(hover)}</title>" if hover and hover != text else ""
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
+    return f'<text class="{style}" {place}>{escape(text)}{title}</text>'
+
+
+def _rect(style: str, box: Box, *, rx: int = 2, hover: str = "", extra: str = "") -> str:
+    x, y, wide, high = box
+    place = f'x="{x:.1f}" y="{y:.1f}" width="{max(wide, 0):.1f}" height="{high:.0f}"'
+    title = f"<title>{escape(hover)}</title>" if hover else ""
+    return f'<rect class="{style}" {place} rx="{rx}"{extra}>{title}</rect>'
+
+
+def _line(style: str, start: tuple[float, float], end: tuple[float, float]) -> str:
+    (x1, y1), (x2, y2) = start, end
+    return f'<line class="{style}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
 def _svg(title: str, height: float, parts: Sequence[str]) -> str:
