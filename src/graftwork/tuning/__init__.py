@@ -1,5 +1,13 @@
 """Tuners: one file each."""
 
+from graftwork.tuning._fisher_mask import FisherMask as FisherMask
+from graftwork.tuning._full import Full as Full
+from graftwork.tuning._gradient_mask import GradientMask as GradientMask
+from graftwork.tuning._head import Head as Head
+from graftwork.tuning._last_layer import LastLayer as LastLayer
+from graftwork.tuning._magnitude import Magnitude as Magnitude
+from graftwork.tuning._random_mask import RandomMask as RandomMask
+from graftwork.tuning._table import TUNERS as TUNERS
 from graftwork.tuning._tuner import Attachment as Attachment
 from graftwork.tuning._tuner import Group as Group
 from graftwork.tuning._tuner import Role as Role

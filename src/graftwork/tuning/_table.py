@@ -1,0 +1,23 @@
+"""The tuners by name: adding one is a line here."""
+
+from __future__ import annotations
+
+from graftwork.tuning._fisher_mask import FisherMask
+from graftwork.tuning._full import Full
+from graftwork.tuning._gradient_mask import GradientMask
+from graftwork.tuning._head import Head
+from graftwork.tuning._last_layer import LastLayer
+from graftwork.tuning._magnitude import Magnitude
+from graftwork.tuning._random_mask import RandomMask
+from graftwork.tuning._tuner import Tuner
+
+TUNERS: dict[str, type[Tuner]] = {
+    "full": Full,
+    "head": Head,
+    "last_layer": LastLayer,
+    "random_mask": RandomMask,
+    "magnitude": Magnitude,
+    "gradient_mask": GradientMask,
+    "fisher_mask": FisherMask,
+}
+"""Name in configurations and on the command line -> config class."""
