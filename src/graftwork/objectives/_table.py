@@ -1,0 +1,13 @@
+"""The explicit table of objectives."""
+
+from __future__ import annotations
+
+from graftwork.objectives._cross_entropy import cross_entropy
+from graftwork.objectives._squared_error import squared_error
+from graftwork.objectives._types import Objective
+
+OBJECTIVES: dict[str, Objective] = {
+    "cross_entropy": cross_entropy,
+    "squared_error": squared_error,
+}
+"""Objective name -> function."""

@@ -1,0 +1,310 @@
+"""How a base is called: the explicit table `CALLS`, one entry a way.
+
+Shape legend: B rows, L positions, H width, F features that a head reads.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+from graftwork._errors import InputError
+from graftwork.deltas import BaseLike
+from graftwork.tasks._encoded import (
+    PICTURE_MEMORY,
+    ArrayInput,
+    Arrays,
+    Encoded,
+    Pictures,
+    Tokens,
+    decode_picture,
+)
+from graftwork.tasks._pooling import VECTOR_KEYS, combine, pool, tensor_of
+from graftwork.tasks._table import Table
+
+
+class TaskBase(BaseLike, Protocol):
+    """What tasks need of a base beyond `BaseLike`; `graftwork.bases.Base` is one."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """A Hugging Face tokenizer; None for a plain module."""
+
+    @property
+    def pooling(self) -> str | None:
+        """The base's own pooling, where it states one."""
+
+    @property
+    def max_length(self) -> int | None:
+        """The most tokens it reads, where it states them."""
+
+
+class CallSpec(Protocol):
+    """What a call reads of a signature."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Columns that are the input."""
+
+    @property
+    def template(self) -> tuple[str, ...]:
+        """One template for each text; empty: each field is a text."""
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens kept of an input."""
+
+    @property
+    def pooling(self) -> str:
+        """A key of `POOLINGS`."""
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Parts of two encodings."""
+
+    @property
+    def array(self) -> ArrayInput | None:
+        """Preprocessing of arrays."""
+
+    @property
+    def head(self) -> str | None:
+        """Port of the head; None when the module itself gives the outputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One way to call a base.
+
+    Attributes:
+        texts: texts a row has; 0 for arrays.
+        encode: (spec, base, table) -> all rows ready for batches.
+        run: (spec, module, inputs) -> features `(B, F)`, or the module's outputs without a head.
+    """
+
+    texts: int
+    encode: Callable[[CallSpec, TaskBase, Table], Encoded]
+    run: Callable[[CallSpec, nn.Module, Mapping[str, Tensor]], Tensor]
+
+
+def template_fields(template: str) -> tuple[str, ...]:
+    """Return the columns that a template names, in order.
+
+    Raises:
+        InputError: the template is malformed, names no column, or holds more than `{column}`.
+
+    Example:
+        >>> template_fields("{title}. {body}")
+        ('title', 'body')
+    """
+    return tuple(name for _, name in _parse(template) if name is not None)
+
+
+def _parse(template: str) -> list[tuple[str, str | None]]:
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise InputError(f"template {template!r}: {error}; write '{{column}}'") from error
+    if any(spec or conversion for _, _, spec, conversion in parts):
+        raise InputError(f"template {template!r}: only '{{column}}' is known, no ':' or '!'")
+    pairs = [(text, name) for text, name, _, _ in parts]
+    if any(name == "" for _, name in pairs) or all(name is None for _, name in pairs):
+        raise InputError(f"template {template!r} names no column; write '{{column}}'")
+    return pairs
+
+
+def texts_of(spec: CallSpec, table: Table) -> list[list[str]]:
+    """Return the texts of all rows, one list for each template (or field).
+
+    Raises:
+        UnknownNameError: a column is not in the table.
+        InputError: a value is missing or is not text; names the row and the column.
+    """
+    columns = {name: _text_column(table, name) for name in spec.fields}
+    if not spec.template:
+        return [columns[name] for name in spec.fields]
+    out = []
+    for template in spec.template:
+        texts = [""] * len(table)
+        for literal, name in _parse(template):
+            values = columns[name] if name is not None else [""] * len(table)
+            texts = [text + literal + value for text, value in zip(texts, values, strict=True)]
+        out.append(texts)
+    return out
+
+
+def _text_column(table: Table, name: str) -> list[str]:
+    values = table[name]
+    if isinstance(values, list) and all(type(value) is str for value in values):
+        return values
+    return [_as_text(value, row, name, table) for row, value in enumerate(values)]
+
+
+def _as_text(value: Any, row: int, name: str, table: Table) -> str:
+    plain = value.item() if isinstance(value, np.generic) else value
+    missing = plain is None or (isinstance(plain, float) and plain != plain)
+    if missing or not isinstance(plain, str | int | float):
+        what = "is missing" if missing else f"is a {type(plain).__name__}, not text"
+        raise InputError(f"{table.where(row)}: column {name!r} {what}; fill or drop the row")
+    return str(plain)
+
+
+def _tokenize(base: TaskBase, spec: CallSpec, texts: list[str], pairs: list[str] | None) -> Any:
+    if base.tokenizer is None:
+        raise InputError(
+            "the base has no tokenizer, so it cannot read text; use the call 'array' with arrays "
+            "that the module takes, or load a base with a tokenizer"
+        )
+    return base.tokenizer(
+        texts,
+        pairs,
+        padding=False,
+        truncation=spec.max_length is not None,
+        max_length=spec.max_length,
+        return_attention_mask=False,
+    )
+
+
+def _tokens(base: TaskBase, encoding: Mapping[str, list[list[int]]], sides: int) -> Tokens:
+    sizes = np.asarray([len(ids) for ids in encoding["input_ids"]], dtype=np.int64)
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
+    flat = {
+        key: np.fromiter((v for row in rows for v in row), dtype=np.int32, count=int(sizes.sum()))
+        for key, rows in encoding.items()
+        if key != "attention_mask"
+    }
+    pads = dict.fromkeys(flat, 0)
+    # Some causal models have no padding token; 0 will do, since the mask hides it.
+    pads["input_ids"] = getattr(base.tokenizer, "pad_token_id", None) or 0
+    shape = (sides, -1)
+    return Tokens(flat, starts.reshape(shape).T, sizes.reshape(shape).T, pads, sides > 1)
+
+
+def _encode_single(spec: CallSpec, base: TaskBase, table: Table) -> Encoded:
+    (texts,) = texts_of(spec, table)
+    return _tokens(base, _tokenize(base, spec, texts, None), 1)
+
+
+def _encode_pair(spec: CallSpec, base: TaskBase, table: Table) -> Encoded:
+    first, second = texts_of(spec, table)
+    return _tokens(base, _tokenize(base, spec, first, second), 1)
+
+
+def _encode_two(spec: CallSpec, base: TaskBase, table: Table) -> Encoded:
+    first, second = texts_of(spec, table)
+    return _tokens(base, _tokenize(base, spec, first + second, None), 2)
+
+
+def _vectors(spec: CallSpec, output: Any, mask: Tensor | None) -> Tensor:
+    if spec.head is None:
+        return tensor_of(output, VECTOR_KEYS)
+    return pool(output, mask, spec.pooling)
+
+
+def _run_text(spec: CallSpec, module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    return _vectors(spec, module(**inputs), inputs["attention_mask"])
+
+
+def _run_two(spec: CallSpec, module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    # One forward of 2B rows is faster than two of B: less overhead and larger products.
+    flat = {key: value.flatten(0, 1) for key, value in inputs.items()}
+    vectors = pool(module(**flat), flat["attention_mask"], spec.pooling)
+    both = vectors.unflatten(0, (-1, 2))
+    return combine(both[:, 0], both[:, 1], spec.features)
+
+
+def _run_array(spec: CallSpec, module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    return _vectors(spec, module(inputs["x"]), None)
+
+
+def _encode_array(spec: CallSpec, base: TaskBase, table: Table) -> Encoded:
+    del base
+    form = spec.array
+    if form is None:
+        raise InputError("the call 'array' needs the signature's `array`: shape, mean and std")
+    if len(spec.fields) > 1:
+        return Arrays(_number_columns(spec, table, form), form)
+    name = spec.fields[0]
+    values = table[name]
+    if form.picture and isinstance(values, list):
+        if len(values) * int(np.prod(form.shape)) > PICTURE_MEMORY:
+            return Pictures(values, form)
+        rows = [_picture(value, form, table.where(row)) for row, value in enumerate(values)]
+        return Arrays(np.stack(rows), form)
+    if not isinstance(values, np.ndarray):
+        values = _stack(values, form, name, table)
+    if values.shape[1:] != form.shape:
+        raise InputError(
+            f"{table.source}: column {name!r} has rows of shape {values.shape[1:]}, but the "
+            f"signature says {form.shape}"
+        )
+    _check_numbers(values, name, table)
+    return Arrays(values, form)
+
+
+def _picture(value: Any, form: ArrayInput, where: str) -> Any:
+    if isinstance(value, np.ndarray):
+        if value.shape != form.shape:
+            raise InputError(f"{where}: picture of shape {value.shape}, not {form.shape}")
+        return value
+    return decode_picture(value, form, where)
+
+
+def _stack(values: list[Any], form: ArrayInput, name: str, table: Table) -> Any:
+    rows = []
+    for row, value in enumerate(values):
+        try:
+            array = np.asarray(value, dtype=form.dtype)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{table.where(row)}: column {name!r} is not an array of numbers ({error})"
+            ) from error
+        if array.shape != form.shape:
+            raise InputError(
+                f"{table.where(row)}: column {name!r} has shape {array.shape}, not {form.shape}; "
+                "rows must have one shape: pad, cut or resize them"
+            )
+        rows.append(array)
+    return np.stack(rows)
+
+
+def _number_columns(spec: CallSpec, table: Table, form: ArrayInput) -> Any:
+    columns = []
+    for name in spec.fields:
+        scalar = ArrayInput((), form.dtype)
+        values = table[name]
+        column = values if isinstance(values, np.ndarray) else _stack(values, scalar, name, table)
+        _check_numbers(column, name, table)
+        columns.append(column)
+    return np.stack(columns, axis=1)
+
+
+def _check_numbers(values: Any, name: str, table: Table) -> None:
+    if values.dtype.kind not in "biuf":
+        raise InputError(f"{table.source}: column {name!r} is of type {values.dtype}, not numbers")
+    if values.dtype.kind == "f":
+        bad = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+        if bad.any():
+            raise InputError(
+                f"{table.where(int(bad.argmax()))}: column {name!r} holds NaN or infinity "
+                f"({int(bad.sum())} rows do); fill or drop them"
+            )
+
+
+CALLS: dict[str, Call] = {
+    "single": Call(1, _encode_single, _run_text),
+    "pair": Call(2, _encode_pair, _run_text),
+    "two_encodings": Call(2, _encode_two, _run_two),
+    "array": Call(0, _encode_array, _run_array),
+}
+"""Call name -> how rows are encoded and the module is run:
+
+* "single": one text;
+* "pair": two texts as one input, joined by the tokenizer's own pair encoding;
+* "two_encodings": the same encoder reads both texts; the head sees parts of `FEATURES`;
+* "array": the module is called with one tensor: arrays, pictures, or columns of numbers.
+"""
