@@ -4,6 +4,11 @@ from graftwork.deltas._delta import BaseLike as BaseLike
 from graftwork.deltas._delta import Delta as Delta
 from graftwork.deltas._delta import Fingerprint as Fingerprint
 from graftwork.deltas._delta import TensorPrint as TensorPrint
+from graftwork.deltas._file import content_hash as content_hash
+from graftwork.deltas._file import dumps as dumps
+from graftwork.deltas._file import load as load
+from graftwork.deltas._file import loads as loads
+from graftwork.deltas._file import save as save
 from graftwork.deltas._names import NameMap as NameMap
 from graftwork.deltas._names import Piece as Piece
 from graftwork.deltas._names import identity_names as identity_names

@@ -169,7 +169,10 @@ def entropy_bits(numel: int, count: int) -> float:
 
 def _best_low(gaps: Positions) -> int:
     """Return the `low` of least size, which is convex in `low`."""
-    size = lambda low: int((gaps >> low).sum()) + low * gaps.size  # noqa: E731
+
+    def size(low: int) -> int:
+        return int((gaps >> low).sum()) + low * gaps.size
+
     low = min(max(int(gaps.mean()).bit_length() - 1, 0), _MAX_LOW)
     while low > 0 and size(low - 1) <= size(low):
         low -= 1

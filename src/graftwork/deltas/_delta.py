@@ -74,6 +74,7 @@ class Delta:
         fingerprint: what the delta was made for.
         provenance: JSON: method, config, seeds, data digest, versions, metrics. No wall time,
             host or path, so that the same run gives the same bytes.
+        extra: JSON that a newer graftwork wrote and any reader may ignore; kept on save.
     """
 
     updates: Mapping[str, Update]
@@ -81,3 +82,4 @@ class Delta:
     signature: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: Fingerprint = field(default_factory=lambda: Fingerprint({}))
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
