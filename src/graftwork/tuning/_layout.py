@@ -112,7 +112,7 @@ def layout_of(base: BaseLike, targets: Sequence[str]) -> Layout:
     slots: list[Slot] = []
     wide, device, start = False, torch.device("cpu"), 0
     for piece in base.names.pieces.values():
-        if piece.name not in wanted:
+        if piece.name not in wanted or piece.numel == 0:
             continue
         parameter = base.model.get_parameter(piece.parameter)
         _check_supported(piece, parameter)
@@ -124,6 +124,8 @@ def layout_of(base: BaseLike, targets: Sequence[str]) -> Layout:
         wide, device = wide or parameter.dtype == torch.float64, parameter.device
         slots.append(Slot(piece, start))
         start += piece.numel
+    if not slots:
+        raise ConfigError(f"all {len(wanted)} targets are empty tensors")
     return Layout(tuple(slots), torch.float64 if wide else torch.float32, device)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from graftwork.tuning._diff_pruning import DiffPruning
 from graftwork.tuning._fisher_mask import FisherMask
 from graftwork.tuning._full import Full
 from graftwork.tuning._gradient_mask import GradientMask
@@ -19,5 +20,6 @@ TUNERS: dict[str, type[Tuner]] = {
     "magnitude": Magnitude,
     "gradient_mask": GradientMask,
     "fisher_mask": FisherMask,
+    "diff_pruning": DiffPruning,
 }
 """Name in configurations and on the command line -> config class."""
