@@ -1,16 +1,30 @@
 """Tasks: signatures, streams, evaluators, readers and generated data."""
 
+from graftwork.tasks._array_readers import arrays as arrays
+from graftwork.tasks._array_readers import image_folder as image_folder
 from graftwork.tasks._calls import CALLS as CALLS
 from graftwork.tasks._calls import Call as Call
 from graftwork.tasks._calls import TaskBase as TaskBase
+from graftwork.tasks._comparisons import COMPARISON_LABELS as COMPARISON_LABELS
+from graftwork.tasks._comparisons import COMPARISON_SPLITS as COMPARISON_SPLITS
+from graftwork.tasks._comparisons import COMPARISON_TYPES as COMPARISON_TYPES
+from graftwork.tasks._comparisons import comparison_capacity as comparison_capacity
+from graftwork.tasks._comparisons import comparisons as comparisons
+from graftwork.tasks._config import TaskConfig as TaskConfig
 from graftwork.tasks._encoded import ArrayInput as ArrayInput
 from graftwork.tasks._evaluator import DEFAULT_METRICS as DEFAULT_METRICS
 from graftwork.tasks._evaluator import Evaluator as Evaluator
+from graftwork.tasks._make import make_task as make_task
+from graftwork.tasks._make import task_from_tables as task_from_tables
 from graftwork.tasks._metrics import METRICS as METRICS
 from graftwork.tasks._metrics import Metric as Metric
 from graftwork.tasks._metrics import Scored as Scored
 from graftwork.tasks._pooling import FEATURES as FEATURES
 from graftwork.tasks._pooling import POOLINGS as POOLINGS
+from graftwork.tasks._predict import Predictor as Predictor
+from graftwork.tasks._predict import evaluate_delta as evaluate_delta
+from graftwork.tasks._predict import predict as predict
+from graftwork.tasks._readers import read as read
 from graftwork.tasks._signature import Prediction as Prediction
 from graftwork.tasks._signature import Signature as Signature
 from graftwork.tasks._stream import GeneratorStream as GeneratorStream
@@ -23,6 +37,9 @@ from graftwork.tasks._task import Task as Task
 
 __all__ = [
     "CALLS",
+    "COMPARISON_LABELS",
+    "COMPARISON_SPLITS",
+    "COMPARISON_TYPES",
     "DEFAULT_METRICS",
     "FEATURES",
     "METRICS",
@@ -34,6 +51,7 @@ __all__ = [
     "Metric",
     "PortSpec",
     "Prediction",
+    "Predictor",
     "Scored",
     "Signature",
     "Stateful",
@@ -42,4 +60,14 @@ __all__ = [
     "TableStream",
     "Task",
     "TaskBase",
+    "TaskConfig",
+    "arrays",
+    "comparison_capacity",
+    "comparisons",
+    "evaluate_delta",
+    "image_folder",
+    "make_task",
+    "predict",
+    "read",
+    "task_from_tables",
 ]

@@ -226,10 +226,12 @@ def _encode_array(spec: CallSpec, base: TaskBase, table: Table) -> Encoded:
     form = spec.array
     if form is None:
         raise InputError("the call 'array' needs the signature's `array`: shape, mean and std")
-    if len(spec.fields) > 1:
-        return Arrays(_number_columns(spec, table, form), form)
     name = spec.fields[0]
     values = table[name]
+    if form.shape == (len(spec.fields),) and not form.picture and np.ndim(values[0]) == 0:
+        return Arrays(_number_columns(spec, table, form), form)
+    if len(spec.fields) > 1:
+        raise InputError(f"the call 'array' takes one array a row, not the columns {spec.fields}")
     if form.picture and isinstance(values, list):
         if len(values) * int(np.prod(form.shape)) > PICTURE_MEMORY:
             return Pictures(values, form)

@@ -1,0 +1,143 @@
+"""The configuration of a task: each field is a flag and a YAML key of the same name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from graftwork._errors import ConfigError, UnknownNameError
+from graftwork.nn import Activation
+from graftwork.tasks._comparisons import Phrases
+from graftwork.tasks._evaluator import DEFAULT_METRICS
+from graftwork.tasks._metrics import METRICS
+from graftwork.tasks._pooling import FEATURES, POOLINGS, check_features
+from graftwork.tasks._readers import Format
+from graftwork.tasks._signature import Kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """Which data a task learns from, how the base is called, and what is measured.
+
+    Raises:
+        ConfigError: a value is out of range.
+        UnknownNameError: a metric, pooling or feature does not exist.
+    """
+
+    data: str = "comparisons"
+    """"comparisons" (generated), a CSV, TSV, JSONL or Parquet file, a file of arrays (.npy, .npz,
+    .safetensors), or a folder with one subfolder of pictures a class."""
+
+    eval_data: str | None = None
+    """Rows to evaluate on, in the same format; None takes `eval_share` of `data`."""
+
+    eval_share: float = 0.1
+    """Share of `data` to evaluate on without `eval_data`; the same rows for all seeds."""
+
+    format: Format | None = None
+    """Format of the files; None tells it by their suffix."""
+
+    header: bool = True
+    """CSV and TSV: whether the first row names the columns; if not, they are "0", "1", ..."""
+
+    quoting: bool | None = None
+    """CSV and TSV: whether double quotes enclose values; None: in CSV yes, in TSV no."""
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Name in the task -> column of the file; empty keeps all columns under their own names."""
+
+    inputs: tuple[str, ...] = ()
+    """Columns that are the input, in order; empty: those of `template`, or all columns beside label
+    and group where these are one or two."""
+
+    template: tuple[str, ...] = ()
+    """One template for each text, e.g. "{title}. {body}"; empty: each input column is a text."""
+
+    label: str = "label"
+    """Column of the label or value."""
+
+    labels: tuple[str, ...] = ()
+    """Labels in the order of the outputs; empty: those of the data, sorted."""
+
+    group: str | None = None
+    """Column whose values part the rows for metrics by group, e.g. "accuracy/same"."""
+
+    kind: Kind = "classification"
+    """Whether labels are classes or numbers."""
+
+    call: Literal["single", "pair", "two_encodings", "array"] | None = None
+    """How the base is called (`CALLS`); None: "single" for one text, "two_encodings" for two,
+    "array" for arrays and pictures. For two texts a sentence encoder learns better by two encodings
+    than as one input."""
+
+    features: tuple[str, ...] = FEATURES
+    """Call "two_encodings": what the head sees of the encodings u and v."""
+
+    pooling: str | None = None
+    """From positions to one vector (`POOLINGS`); None: the base's own, else "mean" for text and
+    "none" for arrays."""
+
+    max_length: int | None = None
+    """Tokens kept of an input; None: what the base reads."""
+
+    head: bool = True
+    """Whether the delta adds a head; without, the module's own outputs are trained."""
+
+    head_hidden: int = 64
+    """Units of the head's hidden layer; 0: a linear head, which learns much more slowly on two
+    encodings."""
+
+    head_activation: Activation = "tanh"
+    """After the hidden layer."""
+
+    head_dropout: float = 0.0
+    """Dropout before the head's last layer."""
+
+    metrics: tuple[str, ...] = ()
+    """Keys of `METRICS`; the first decides which model is best. Empty: accuracy and loss, or
+    pearson, spearman and loss."""
+
+    max_rows: int | None = None
+    """Most rows to learn from, drawn by the seed; None: all (20,000 of "comparisons")."""
+
+    eval_rows: int | None = None
+    """Most rows to evaluate on; None: all (1,200 of each split of "comparisons")."""
+
+    phrases: Phrases = "short"
+    """Data "comparisons": length of the noun phrases to learn from; the other is "eval-length"."""
+
+    image_size: tuple[int, int] = (224, 224)
+    """Pictures: height and width that they are resized to."""
+
+    image_mode: Literal["RGB", "L"] = "RGB"
+    """Pictures: three channels, or one of grey."""
+
+    array_ids: bool = False
+    """Arrays: whether entries are ids (passed on as int64) instead of numbers (float32)."""
+
+    mean: tuple[float, ...] = (0.0,)
+    """Arrays and pictures (in [0, 1]): subtracted; one number, or one a channel."""
+
+    std: tuple[float, ...] = (1.0,)
+    """Arrays and pictures: divided by, after `mean` is subtracted."""
+
+    def __post_init__(self) -> None:
+        for name in self.metrics:
+            if name not in METRICS:
+                raise UnknownNameError("metric", name, METRICS)
+        if self.kind not in DEFAULT_METRICS:
+            raise UnknownNameError("kind", self.kind, DEFAULT_METRICS)
+        if self.pooling is not None and self.pooling not in POOLINGS:
+            raise UnknownNameError("pooling", self.pooling, POOLINGS)
+        check_features(self.features)
+        if not 0 < self.eval_share < 1:
+            raise ConfigError(f"eval_share {self.eval_share} must be between 0 and 1; try 0.1")
+        for name, value, least in (
+            ("max_rows", self.max_rows, 2),
+            ("eval_rows", self.eval_rows, 1),
+            ("max_length", self.max_length, 1),
+            ("head_hidden", self.head_hidden, 0),
+        ):
+            if value is not None and value < least:
+                raise ConfigError(f"{name} {value} must be {least} or more")

@@ -1,0 +1,332 @@
+"""From a configuration, or from tables of one's own, to a task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from graftwork._errors import InputError, UnknownNameError, UnsupportedError
+from graftwork.objectives import OBJECTIVES
+from graftwork.tasks._array_readers import PICTURE_SUFFIXES, arrays, image_folder
+from graftwork.tasks._calls import TaskBase, template_fields
+from graftwork.tasks._comparisons import (
+    COMPARISON_LABELS,
+    COMPARISON_SPLITS,
+    comparison_capacity,
+    comparisons,
+)
+from graftwork.tasks._config import TaskConfig
+from graftwork.tasks._encoded import ArrayInput
+from graftwork.tasks._evaluator import Evaluator
+from graftwork.tasks._readers import read
+from graftwork.tasks._signature import Signature
+from graftwork.tasks._stream import TableStream
+from graftwork.tasks._table import Table
+from graftwork.tasks._targets import labels_of, numbers_of
+from graftwork.tasks._task import PortSpec, Task
+
+TRAIN_ROWS, EVAL_ROWS = 20_000, 1_200
+"""Rows of "comparisons" where none are stated."""
+
+ARRAY_SUFFIXES = (".npy", ".npz", ".safetensors")
+OBJECTIVE_OF = {"classification": "cross_entropy", "regression": "squared_error"}
+
+
+def make_task(
+    base: TaskBase,
+    config: TaskConfig,
+    *,
+    batch_size: int = 32,
+    seed: int = 0,
+    rank: int = 0,
+    world: int = 1,
+) -> Task:
+    """Return the task that a configuration describes.
+
+    Args:
+        base: tells tokenizer, pooling, length and, by one row sent through it, the head's width.
+        config: the data and how they are used.
+        batch_size: rows of a training batch over all processes together.
+        seed: draws generated data, the rows kept of `max_rows`, and the order of training.
+        rank: this process.
+        world: number of processes.
+
+    Raises:
+        InputError: the data are wrong; names file, row, value and fix.
+        UnknownNameError: a column or label does not exist.
+        UnsupportedError: the base cannot be called with these inputs.
+    """
+    config, tables = read_tables(config, seed)
+    return task_from_tables(
+        base, tables, config, batch_size=batch_size, seed=seed, shard=(rank, world)
+    )
+
+
+def task_from_tables(
+    base: TaskBase,
+    tables: Mapping[str, Table],
+    config: TaskConfig | None = None,
+    *,
+    batch_size: int = 32,
+    seed: int = 0,
+    shard: tuple[int, int] = (0, 1),
+) -> Task:
+    """Return a task over tables of one's own; the fields of `config` about files are not read.
+
+    Args:
+        base: as in `make_task`.
+        tables: stream name -> rows; "train" is learnt from, in shuffled order.
+        config: columns, call, head and metrics; None: the defaults.
+        batch_size: rows of a training batch over all processes together.
+        seed: of the order of training.
+        shard: (this process, number of processes).
+
+    Raises:
+        InputError: the data are wrong; names row, value and fix.
+        UnknownNameError: there is no table "train", or a column or label does not exist.
+        UnsupportedError: the base cannot be called with these inputs.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> model = torch.nn.Linear(2, 4).eval()
+        >>> base = SimpleNamespace(model=model, tokenizer=None, pooling=None, max_length=None)
+        >>> x = [[0.0, 1.0], [1.0, 0.0], [1.0, 1.0], [0.0, 0.0]]
+        >>> table = Table({"x": x, "label": ["up", "down", "up", "down"]})
+        >>> task = task_from_tables(base, {"train": table, "eval": table}, batch_size=2)
+        >>> task.signature.labels, task.signature.call, task.ports["head"].config["in_features"]
+        (('down', 'up'), 'array', 4)
+    """
+    config = config or TaskConfig()
+    if "train" not in tables:
+        raise UnknownNameError("table", "train", tables)
+    for table in tables.values():
+        # A stream may lack targets (pre-training); the objectives of this kind of task may not.
+        table[config.label]
+    signature = signature_for(base, tables["train"], config)
+    streams = {
+        name: TableStream(
+            table=table,
+            signature=signature,
+            base=base,
+            name=name,
+            batch_size=batch_size,
+            seed=seed,
+            shuffle=name == "train",
+            rank=shard[0],
+            world=shard[1],
+            group=config.group,
+        )
+        for name, table in tables.items()
+    }
+    return Task(
+        signature=signature,
+        streams=streams,
+        evaluator=Evaluator(signature, config.metrics),
+        objectives={"task": OBJECTIVES[OBJECTIVE_OF[signature.kind]]},
+        ports=_ports(base, signature, config, tables["train"]),
+    )
+
+
+def read_tables(config: TaskConfig, seed: int) -> tuple[TaskConfig, dict[str, Table]]:
+    """Return the tables that a configuration names, and it with what the data say filled in.
+
+    Tables are "train", "eval" and, for "comparisons", "eval-words" and "eval-length".
+
+    Raises:
+        InputError: a file is absent or wrong.
+        UnknownNameError: a column does not exist.
+    """
+    if config.data == "comparisons":
+        return _read_comparisons(config, seed)
+    whole = _read(config.data, config)
+    if config.eval_data is not None:
+        train, held = whole, _read(config.eval_data, config)
+    else:
+        if config.kind == "classification" and not config.labels:
+            # Of all rows, since a rare label may fall into one part only.
+            config = replace(config, labels=labels_of(whole, config.label))
+        train, held = whole.split(config.eval_share, seed=0)
+    return config, {
+        "train": train.sample(config.max_rows, seed),
+        "eval": held.sample(config.eval_rows, 0),
+    }
+
+
+def _read_comparisons(config: TaskConfig, seed: int) -> tuple[TaskConfig, dict[str, Table]]:
+    if config.eval_data is not None:
+        raise InputError("data 'comparisons' brings its own splits; leave eval_data out")
+    tables = {}
+    for split in COMPARISON_SPLITS:
+        rows = config.max_rows if split == "train" else config.eval_rows
+        if rows is None:
+            most = comparison_capacity(split, config.phrases)
+            rows = min(TRAIN_ROWS if split == "train" else EVAL_ROWS, most)
+        tables[split] = comparisons(split, rows, seed=seed, phrases=config.phrases)
+    filled = replace(
+        config,
+        inputs=config.inputs or ("premise", "hypothesis"),
+        labels=config.labels or COMPARISON_LABELS,
+        group=config.group or "type",
+    )
+    return filled, tables
+
+
+def _read(data: str, config: TaskConfig) -> Table:
+    path = Path(data)
+    if path.suffix.lower() not in ARRAY_SUFFIXES and not path.is_dir():
+        return read(
+            path,
+            columns=config.columns or None,
+            format=config.format,
+            header=config.header,
+            quoting=config.quoting,
+        )
+    table = image_folder(path) if path.is_dir() else arrays(path)
+    if not config.columns:
+        return table
+    return Table({name: table[old] for name, old in config.columns.items()}, table.source)
+
+
+def signature_for(base: TaskBase, train: Table, config: TaskConfig) -> Signature:
+    """Return the signature that a configuration gives for the table that is learnt from.
+
+    Raises:
+        InputError: the data are wrong.
+        UnknownNameError: a column does not exist.
+    """
+    fields = _fields(train, config)
+    array = _array_input(train, fields, config)
+    labels: tuple[str, ...] = ()
+    mean, std = 0.0, 1.0
+    if config.kind == "regression":
+        mean, std = _spread(train, config.label)
+    else:
+        labels = labels_of(train, config.label)
+    return Signature(
+        kind=config.kind,
+        call=config.call or ("array" if array else _text_call(fields, config)),
+        fields=fields,
+        target=config.label,
+        labels=config.labels or labels,
+        template=config.template,
+        max_length=None if array else config.max_length or base.max_length,
+        pooling=config.pooling or base.pooling or ("none" if array else "mean"),
+        features=config.features,
+        array=array,
+        head="head" if config.head else None,
+        target_mean=mean,
+        target_std=std,
+    )
+
+
+def _fields(table: Table, config: TaskConfig) -> tuple[str, ...]:
+    if config.inputs:
+        for name in config.inputs:
+            table[name]
+        return config.inputs
+    if config.template:
+        names = [name for template in config.template for name in template_fields(template)]
+        return tuple(dict.fromkeys(names))
+    rest = [name for name in table.columns if name not in (config.label, config.group)]
+    pictures = [name for name in rest if len(table) and isinstance(table[name][0], bytes)]
+    return tuple(pictures or rest)
+
+
+def _text_call(fields: tuple[str, ...], config: TaskConfig) -> str:
+    texts = len(config.template) or len(fields)
+    if texts not in (1, 2):
+        raise InputError(
+            f"which columns are the input? {list(fields)} could be; name one or two by `inputs`, "
+            "join several by `template`, or use the call 'array' for columns of numbers"
+        )
+    return "single" if texts == 1 else "two_encodings"
+
+
+def _array_input(table: Table, fields: tuple[str, ...], config: TaskConfig) -> ArrayInput | None:
+    """Return the preprocessing of an array column; None where the inputs are texts."""
+    if config.call not in (None, "array") or not fields:
+        return None
+    values = table[fields[0]]
+    first = values[0] if len(values) else None
+    if isinstance(first, bytes) or (config.call == "array" and _is_file_name(first)):
+        channels = 3 if config.image_mode == "RGB" else 1
+        return ArrayInput(
+            shape=(channels, *config.image_size),
+            scale=1 / 255,
+            mean=config.mean,
+            std=config.std,
+            picture=config.image_mode,
+        )
+    if isinstance(first, list | tuple | np.ndarray | Tensor):
+        shape = tuple(np.shape(first))
+    elif config.call == "array":
+        shape = (len(fields),)
+    else:
+        return None
+    if config.array_ids:
+        return ArrayInput(shape, "int64")
+    return ArrayInput(shape, mean=config.mean, std=config.std)
+
+
+def _is_file_name(value: Any) -> bool:
+    if isinstance(value, Path):
+        return True
+    return isinstance(value, str) and Path(value).suffix.lower() in PICTURE_SUFFIXES
+
+
+def _spread(table: Table, column: str) -> tuple[float, float]:
+    values = numbers_of(table, column)
+    if float(values.std()) == 0.0:
+        raise InputError(
+            f"{table.source}: all {len(table)} values in column {column!r} are {values[0]}; a "
+            "regression needs different ones"
+        )
+    return float(values.mean()), float(values.std())
+
+
+def _ports(
+    base: TaskBase, signature: Signature, config: TaskConfig, train: Table
+) -> dict[str, PortSpec]:
+    width = _width(base, signature, train)
+    if signature.head is None:
+        if width != signature.outputs:
+            raise InputError(
+                f"the base gives {width} output(s) a row, but the task has {signature.outputs}; "
+                "add a head (`head`)"
+            )
+        return {}
+    head: dict[str, Any] = {
+        "in_features": width,
+        "out_features": signature.outputs,
+        "hidden": config.head_hidden,
+        "activation": config.head_activation,
+        "dropout": config.head_dropout,
+    }
+    return {signature.head: PortSpec("head", head)}
+
+
+def _width(base: TaskBase, signature: Signature, train: Table) -> int:
+    """Return the width of features (or outputs), found by sending one row through the base."""
+    encoded = signature.encode_table(base, train.take([0]))
+    device = next((p.device for p in base.model.parameters()), torch.device("cpu"))
+    inputs = {k: v.to(device) for k, v in encoded.collate(np.zeros(1, np.int64)).items()}
+    try:
+        with torch.no_grad():
+            features = signature.features_of(base.model, inputs)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        shapes = {name: tuple(value.shape) for name, value in inputs.items()}
+        raise UnsupportedError(
+            f"the base cannot be called with {shapes} (call {signature.call!r}): {error}"
+        ) from error
+    if features.dim() != 2:
+        raise UnsupportedError(
+            f"the base gave {tuple(features.shape)} for one row; (1, features) is needed: choose "
+            "a pooling"
+        )
+    return int(features.shape[1])

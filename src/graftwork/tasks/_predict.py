@@ -1,0 +1,118 @@
+"""Prediction and evaluation by a delta: of the task they read its signature, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graftwork._batch import Batch, map_tree
+from graftwork._errors import InputError
+from graftwork.deltas import Delta
+from graftwork.tasks._calls import TaskBase
+from graftwork.tasks._evaluator import Evaluator
+from graftwork.tasks._signature import Prediction, Signature
+from graftwork.tasks._stream import TableStream
+from graftwork.tasks._table import Table
+
+
+class Predictor:
+    """A delta bound to a base, ready for any number of calls; the base is not changed.
+
+    Args:
+        base: the base that the delta was made for.
+        delta: gives weights, ports and signature.
+
+    Raises:
+        FingerprintError: the delta was made for another base.
+        DeltaError: the delta has no signature, or its head does not fit it.
+    """
+
+    def __init__(self, base: TaskBase, delta: Delta) -> None:
+        from graftwork.deltas import build_ports, check, view
+
+        self.signature = Signature.from_json(delta.signature)
+        check(base, delta)
+        self.base = base
+        self.module: nn.Module = view(base, delta).eval()
+        self.device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
+        self.ports: nn.ModuleDict = build_ports(delta).to(self.device).eval()
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return the outputs of a batch, `(B, labels)` or `(B, 1)`."""
+        inputs = map_tree(lambda tensor: tensor.to(self.device), batch.inputs)
+        return self.signature.call_model(self.module, self.ports, inputs)
+
+    def predict(
+        self, records: Sequence[Mapping[str, Any]] | Table, batch_size: int = 64
+    ) -> list[Prediction]:
+        """Return one prediction a row, in order; see `predict`."""
+        table = records if isinstance(records, Table) else self.signature.table_of(records)
+        if batch_size < 1:
+            raise InputError(f"batch_size {batch_size} must be 1 or more")
+        encoded = self.signature.encode_table(self.base, table)
+        order = torch.from_numpy(encoded.lengths).argsort(stable=True)
+        parts = []
+        with torch.no_grad():
+            for rows in order.split(batch_size):
+                inputs = encoded.collate(rows.numpy())
+                parts.append(self(Batch(inputs, None, rows)).double().cpu())
+        return self.signature.decode(torch.cat(parts)[order.argsort()])
+
+
+def predict(
+    base: TaskBase,
+    delta: Delta,
+    records: Sequence[Mapping[str, Any]] | Table,
+    batch_size: int = 64,
+) -> list[Prediction]:
+    """Return one prediction a row, in order.
+
+    Args:
+        base: the base that the delta was made for.
+        delta: gives weights, ports and signature. To predict often, keep a `Predictor`.
+        records: one mapping a row with exactly the signature's columns, or a table with at least
+            these (a file often has more, such as ids).
+        batch_size: rows at a time; rows of like length go together.
+
+    Raises:
+        FingerprintError: the delta was made for another base.
+        DeltaError: the delta has no signature.
+        UnknownNameError: a record has a column that the signature does not know.
+        InputError: a column or a value is missing, or there are no records.
+    """
+    return Predictor(base, delta).predict(records, batch_size)
+
+
+def evaluate_delta(
+    base: TaskBase,
+    delta: Delta,
+    table: Table,
+    *,
+    metrics: tuple[str, ...] = (),
+    group: str | None = None,
+    batch_size: int = 64,
+) -> dict[str, float]:
+    """Return metric values of a delta on a table with the signature's columns and target.
+
+    Args:
+        base: the base that the delta was made for.
+        delta: gives weights, ports and signature.
+        table: rows to evaluate on.
+        metrics: keys of `METRICS`; empty: the defaults of the kind of task.
+        group: column whose values part the rows; adds "metric/value" for each.
+        batch_size: rows at a time.
+
+    Raises:
+        FingerprintError: the delta was made for another base.
+        DeltaError: the delta has no signature.
+        InputError: a column, value or target is missing, or a label unknown; names the row.
+    """
+    predictor = Predictor(base, delta)
+    signature = predictor.signature
+    # Without this, an absent column would only be seen as "no targets".
+    table[signature.target]
+    stream = TableStream(table=table, signature=signature, base=base, name="eval", group=group)
+    return Evaluator(signature, metrics).evaluate(predictor, stream, batch_size)
