@@ -1,1 +1,9 @@
-"""Room."""
+"""Bases: load a frozen pretrained model with canonical names and a content fingerprint."""
+
+from graftwork.bases._base import Base as Base
+from graftwork.bases._canonical import canonical_names as canonical_names
+from graftwork.bases._load import MINILM_SHA256 as MINILM_SHA256
+from graftwork.bases._load import load as load
+from graftwork.bases._prints import print_of as print_of
+
+__all__ = ["MINILM_SHA256", "Base", "canonical_names", "load", "print_of"]

@@ -1,0 +1,41 @@
+"""The tokenizer's part of a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+_UNSET = 1_000_000
+"""transformers writes 1e30 where a tokenizer states no length."""
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Return 16 hex digits that change whenever the tokenizer would make other tokens.
+
+    Over the backend as it serialises itself (vocabulary, merges, normaliser, template), without the
+    truncation and padding that each call sets anew; a tokenizer without a backend gives its
+    vocabulary and special tokens.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        content: Any = {
+            "class": type(tokenizer).__name__,
+            "vocabulary": tokenizer.get_vocab(),
+            "special": {k: str(v) for k, v in tokenizer.special_tokens_map.items()},
+        }
+    else:
+        content = json.loads(backend.to_str())
+        for volatile in ("truncation", "padding", "version"):
+            content.pop(volatile, None)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def longest_input(tokenizer: Any, config: Any) -> int | None:
+    """Return the longest input in tokens that tokenizer and model both take, where stated."""
+    stated = (
+        getattr(tokenizer, "model_max_length", None),
+        getattr(config, "max_position_embeddings", None),
+    )
+    lengths = [int(n) for n in stated if isinstance(n, int | float) and 0 < n < _UNSET]
+    return min(lengths, default=None)
