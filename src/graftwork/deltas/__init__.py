@@ -1,14 +1,27 @@
 """The artefact: updates, ports, file format, algebra, `view(base, delta)`, row execution."""
 
+from graftwork.deltas._algebra import add as add
+from graftwork.deltas._algebra import average as average
+from graftwork.deltas._algebra import scale as scale
+from graftwork.deltas._between import between as between
 from graftwork.deltas._delta import BaseLike as BaseLike
 from graftwork.deltas._delta import Delta as Delta
 from graftwork.deltas._delta import Fingerprint as Fingerprint
 from graftwork.deltas._delta import TensorPrint as TensorPrint
+from graftwork.deltas._diff import DeltaDiff as DeltaDiff
+from graftwork.deltas._diff import TensorDiff as TensorDiff
+from graftwork.deltas._diff import diff as diff
 from graftwork.deltas._file import content_hash as content_hash
 from graftwork.deltas._file import dumps as dumps
 from graftwork.deltas._file import load as load
 from graftwork.deltas._file import loads as loads
 from graftwork.deltas._file import save as save
+from graftwork.deltas._inspect import Inspection as Inspection
+from graftwork.deltas._inspect import LayerReport as LayerReport
+from graftwork.deltas._inspect import PortReport as PortReport
+from graftwork.deltas._inspect import TensorReport as TensorReport
+from graftwork.deltas._inspect import inspect as inspect
+from graftwork.deltas._inspect import layer_of as layer_of
 from graftwork.deltas._names import NameMap as NameMap
 from graftwork.deltas._names import Piece as Piece
 from graftwork.deltas._names import identity_names as identity_names

@@ -21,7 +21,7 @@ from graftwork._errors import DeltaError, DeltaFileError, StorageError
 from graftwork.deltas._delta import Delta
 from graftwork.deltas._reader import read_delta
 from graftwork.deltas._valid import canonical_json, validate
-from graftwork.deltas._writer import Blob, describe, lay_out
+from graftwork.deltas._writer import describe, lay_out
 
 FORMAT, VERSION = "graftwork.delta", "1"
 
@@ -172,11 +172,6 @@ def content_hash(delta: Delta) -> str:
         digest.update(len(chunk).to_bytes(8, "little"))
         digest.update(chunk)
     return digest.hexdigest()
-
-
-def file_parts(delta: Delta) -> tuple[int, list[Blob]]:
-    """Return the size of the file and its streams, for a ledger of bytes."""
-    return len(dumps(delta)), describe(delta)[1]
 
 
 def _outer_header(size: int) -> bytes:

@@ -145,9 +145,16 @@ def _describe_stored(stored: Stored, part: str, owner: str, blobs: list[Blob]) -
     if isinstance(stored, Int8Blocks):
         blobs.append(Blob(2, tensor_bytes(stored.scales), part, owner))
         blobs.append(Blob(1, tensor_bytes(stored.codes), part, owner))
-        return "int8"
-    blobs.append(Blob(stored.element_size(), tensor_bytes(stored), part, owner))
-    return "int64" if stored.dtype == torch.int64 else stored_name(stored)
+    else:
+        blobs.append(Blob(stored.element_size(), tensor_bytes(stored), part, owner))
+    return type_name(stored)
+
+
+def type_name(stored: Stored) -> str:
+    """Return the name of a stored type in the file; ports may hold int64 counters."""
+    if isinstance(stored, Tensor) and stored.dtype == torch.int64:
+        return "int64"
+    return stored_name(stored)
 
 
 def tensor_bytes(tensor: Tensor) -> bytes:
