@@ -85,15 +85,15 @@ class DiffPruning(Tuner):
     """Gates for the projection: drawn once (the paper found one sample as good as several) or the
     deterministic ones (u = 1/2), which can be all shut while the expected density is right."""
     start: Start = "gated"
-    """Where the kept values start in stage 2: at z w, at w ("dense": the authors' program), at 0."""
+    """Where the kept values start in stage 2: z w, w ("dense": the authors' program) or 0."""
     gates_share: float = 0.7
     """Part of the steps for stage 1."""
     values_lr: float = 5e-4
     """Learning rate of w in stage 1, about that of full fine-tuning."""
     gates_lr: float | None = None
-    """Learning rate of the logits, constant. None: 0.05 steered, the paper's 0.1 with a penalty."""
+    """Learning rate of the logits, constant. None: 0.05 steered, 0.1 (the paper) with a penalty."""
     mask_lr: float = 5e-3
-    """Learning rate of the kept values in stage 2: sparse ones want 10 to 30 times the dense rate."""
+    """Learning rate of the kept values in stage 2: 10 to 30 times the dense rate."""
     head_lr: float = 1e-3
     """Learning rate of the head in both stages."""
 

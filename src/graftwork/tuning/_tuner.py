@@ -85,7 +85,11 @@ class Attachment(ABC):
 
     @abstractmethod
     def advance(self) -> Attachment | None:
-        """Return the next stage's attachment, or None after the last stage."""
+        """Return the next stage's attachment, or None after the last stage.
+
+        It works before any training too: a resumed run advances to its stage and then loads the
+        stage's tensors, so shapes must not depend on what was learnt.
+        """
 
     @abstractmethod
     def extract(self, stored: StoredType = "float16") -> dict[str, Update]:
