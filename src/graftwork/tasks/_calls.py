@@ -5,6 +5,7 @@ Shape legend: B rows, L positions, H width, F features that a head reads.
 
 from __future__ import annotations
 
+import itertools
 import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor, nn
+from torch.nn import functional
 
 from graftwork._errors import InputError
 from graftwork.deltas import BaseLike
@@ -62,6 +64,10 @@ class CallSpec(Protocol):
     @property
     def pooling(self) -> str:
         """A key of `POOLINGS`."""
+
+    @property
+    def normalise(self) -> bool:
+        """Whether pooled vectors are scaled to length 1."""
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -173,7 +179,7 @@ def _tokens(base: TaskBase, encoding: Mapping[str, list[list[int]]], sides: int)
     sizes = np.asarray([len(ids) for ids in encoding["input_ids"]], dtype=np.int64)
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
     flat = {
-        key: np.fromiter((v for row in rows for v in row), dtype=np.int32, count=int(sizes.sum()))
+        key: np.fromiter(itertools.chain.from_iterable(rows), np.int32, count=int(sizes.sum()))
         for key, rows in encoding.items()
         if key != "attention_mask"
     }
@@ -202,7 +208,8 @@ def _encode_two(spec: CallSpec, base: TaskBase, table: Table) -> Encoded:
 def _vectors(spec: CallSpec, output: Any, mask: Tensor | None) -> Tensor:
     if spec.head is None:
         return tensor_of(output, VECTOR_KEYS)
-    return pool(output, mask, spec.pooling)
+    vectors = pool(output, mask, spec.pooling)
+    return functional.normalize(vectors, dim=-1) if spec.normalise else vectors
 
 
 def _run_text(spec: CallSpec, module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -212,7 +219,7 @@ def _run_text(spec: CallSpec, module: nn.Module, inputs: Mapping[str, Tensor]) -
 def _run_two(spec: CallSpec, module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     # One forward of 2B rows is faster than two of B: less overhead and larger products.
     flat = {key: value.flatten(0, 1) for key, value in inputs.items()}
-    vectors = pool(module(**flat), flat["attention_mask"], spec.pooling)
+    vectors = _vectors(spec, module(**flat), flat["attention_mask"])
     both = vectors.unflatten(0, (-1, 2))
     return combine(both[:, 0], both[:, 1], spec.features)
 

@@ -78,6 +78,10 @@ class TaskConfig:
     """From positions to one vector (`POOLINGS`); None: the base's own, else "mean" for text and
     "none" for arrays."""
 
+    normalise: bool = False
+    """Whether pooled vectors are scaled to length 1. Off also for sentence encoders that do it by
+    themselves: a head learns much faster from vectors as they are."""
+
     max_length: int | None = None
     """Tokens kept of an input; None: what the base reads."""
 

@@ -74,7 +74,7 @@ class Tokens:
         return torch.from_numpy(values if self.sided else values[:, 0])
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class ArrayInput:
     """How a row's array or picture becomes the tensor that the module is called with.
 

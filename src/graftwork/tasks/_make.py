@@ -217,6 +217,7 @@ def signature_for(base: TaskBase, train: Table, config: TaskConfig) -> Signature
         template=config.template,
         max_length=None if array else config.max_length or base.max_length,
         pooling=config.pooling or base.pooling or ("none" if array else "mean"),
+        normalise=config.normalise,
         features=config.features,
         array=array,
         head="head" if config.head else None,

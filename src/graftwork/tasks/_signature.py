@@ -48,6 +48,7 @@ class Signature:
         template: one template with `{column}` fields for each text; empty: a field is a text.
         max_length: tokens kept of an input (the longer text of a pair is cut first); None: all.
         pooling: key of `POOLINGS`, from positions to one vector.
+        normalise: whether a pooled vector is scaled to length 1, as some sentence encoders do.
         features: parts of two encodings that the head sees; only for the call "two_encodings".
         array: preprocessing of arrays and pictures; only for the call "array".
         head: port whose module maps features to outputs; None when the module gives outputs.
@@ -75,6 +76,7 @@ class Signature:
     template: tuple[str, ...] = ()
     max_length: int | None = None
     pooling: str = "mean"
+    normalise: bool = False
     features: tuple[str, ...] = FEATURES
     array: ArrayInput | None = None
     head: str | None = "head"
@@ -285,6 +287,7 @@ _SIGNATURE_KEYS: dict[str, Check] = {
     "template": _TEXTS,
     "max_length": ("an integer or null", _or_none(_is_int)),
     "pooling": _TEXT,
+    "normalise": ("true or false", lambda value: isinstance(value, bool)),
     "features": _TEXTS,
     "array": ("a mapping or null", _or_none(lambda value: isinstance(value, Mapping))),
     "head": ("a string or null", _or_none(_is_text)),
