@@ -60,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _dispatch(words)
     except GraftworkError as error:
         return _fail(EXIT_USER, str(error), debug)
-    except KeyboardInterrupt:
-        return _fail(EXIT_INTERRUPT, "stopped by Ctrl-C", debug)
+    except KeyboardInterrupt as stop:
+        return _fail(EXIT_INTERRUPT, str(stop) or "stopped by Ctrl-C", debug)
     except BrokenPipeError:
         # the reader of our output went away (`| head`); silence Python's own flush at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

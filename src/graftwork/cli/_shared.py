@@ -58,7 +58,7 @@ def parse(
 
 
 def flags_of(kind: type, prefix: str = "") -> Iterator[str]:
-    """Yield every flag of a dataclass of flags: `--data`, `--task.data`, and aliases.
+    """Yield every flag of a dataclass of flags: `--data`, `--task.data`.
 
     Example:
         >>> from dataclasses import dataclass
@@ -78,9 +78,8 @@ def flags_of(kind: type, prefix: str = "") -> Iterator[str]:
         if is_dataclass(inner) and isinstance(inner, type):
             yield from flags_of(inner, f"{prefix}{field.name}.")
         elif tyro.conf.Positional not in extras:
-            yield f"--{prefix}{field.name}".replace("_", "-")
-        for extra in extras:
-            yield from getattr(extra, "aliases", None) or ()
+            named = [e.name for e in extras if getattr(e, "name", None)]
+            yield f"--{prefix}{named[0] if named else field.name}".replace("_", "-")
 
 
 def emit(document: Any) -> None:

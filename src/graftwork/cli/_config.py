@@ -1,0 +1,133 @@
+"""A run as flags, 1:1 with the fields of its config: YAML below, flags above.
+
+A config holds members of families (`tuner: Tuner`, one of `TUNERS`). For flags, the family's field
+becomes the chosen member, named by `--tuner NAME`, so that `--help` shows the flags that exist. A
+group may be left out where the field's name is unique: `--steps` is `--train.steps`.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import textwrap
+import typing
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Annotated, Any
+
+import yaml
+
+from graftwork._errors import ConfigError, UnknownNameError
+from graftwork.cli._shared import flags_of
+
+
+def flag_class(kind: type, chosen: Mapping[str, type], extra: type) -> type:
+    """Return a dataclass of flags: the fields of `kind` with the chosen members, and of `extra`.
+
+    Arguments:
+        kind: the config.
+        chosen: field -> the concrete config it holds.
+        extra: dataclass of flags that are no part of the config, such as `--json`.
+    """
+    hints = typing.get_type_hints(kind, include_extras=True)
+    extra_hints = typing.get_type_hints(extra, include_extras=True)
+    notes = {**notes_of(kind), **notes_of(extra)}
+    members = [
+        (field.name, _with_help(hint, notes.get(field.name)), _default_of(field))
+        for group, known in ((kind, hints | dict(chosen)), (extra, extra_hints))
+        for field in dataclasses.fields(group)
+        for hint in [known[field.name]]
+    ]
+    return dataclasses.make_dataclass("Flags", members, frozen=True, kw_only=True)
+
+
+def value_of(words: Sequence[str], flag: str) -> str | None:
+    """Return the value of `flag` in `words` (`--flag value` or `--flag=value`), the last one."""
+    found = None
+    for i, word in enumerate(words):
+        if word == flag and i + 1 < len(words):
+            found = words[i + 1]
+        elif word.startswith(f"{flag}="):
+            found = word.partition("=")[2]
+    return found
+
+
+def full_flags(words: Sequence[str], kind: type, prog: str) -> list[str]:
+    """Return `words` with each flag whose group was left out in full: `--steps` -> `--train.steps`.
+
+    Raises:
+        ConfigError: the short flag could be several.
+        UnknownNameError: no flag ends in that name.
+    """
+    known = list(flags_of(kind))
+    out = []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        flag = flag.replace("_", "-")
+        if not word.startswith("--") or flag in known or flag == "--help":
+            out.append(word)
+            continue
+        leaves = [k for k in known if k.rpartition(".")[2] == flag[2:]]
+        if len(leaves) > 1:
+            raise ConfigError(f"{flag} could be {' or '.join(leaves)}: write it in full")
+        if not leaves:
+            names = [*known, *(f"--{k.rpartition('.')[2]}" for k in known if "." in k)]
+            raise UnknownNameError(f"flag of {prog}", flag, names)
+        out.append(f"{leaves[0]}{equals}{value}")
+    return out
+
+
+@cache
+def notes_of(kind: type) -> Mapping[str, str]:
+    """Return field -> the docstring under it, as one line; empty without the source."""
+    try:
+        source = textwrap.dedent(inspect.getsource(kind))
+    except (OSError, TypeError):
+        return {}
+    body = typing.cast("ast.ClassDef", ast.parse(source).body[0]).body
+    notes = {}
+    for field, note in itertools.pairwise(body):
+        if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
+            continue
+        if isinstance(note, ast.Expr) and isinstance(note.value, ast.Constant):
+            notes[field.target.id] = " ".join(str(note.value.value).split())
+    return notes
+
+
+def commented_yaml(plain: Mapping[str, Any], config: Any, indent: int = 0) -> str:
+    """Return `plain`, the plain tree of `config`, as YAML with each field's docstring above it.
+
+    Arguments:
+        plain: nested dicts, as a YAML file holds them.
+        config: the dataclass instance that `plain` was made from.
+        indent: spaces before each line.
+    """
+    kind: type = type(config)
+    notes, pad, lines = notes_of(kind), " " * indent, []
+    for key, value in plain.items():
+        if key in notes:
+            wide = 98 - indent
+            lines += [f"{pad}# {line}" for line in textwrap.wrap(notes[key], wide)]
+        inner = getattr(config, key, None)
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(inner):
+            lines += [f"{pad}{key}:", commented_yaml(value, inner, indent + 2)]
+        else:
+            text = yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True, width=100)
+            lines.append(textwrap.indent(text.rstrip("\n"), pad))
+    return "\n".join(lines)
+
+
+def _default_of(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return dataclasses.field(default_factory=field.default_factory)
+    if field.default is not dataclasses.MISSING:
+        return dataclasses.field(default=field.default)
+    return dataclasses.field()
+
+
+def _with_help(hint: Any, note: str | None) -> Any:
+    import tyro
+
+    return hint if note is None else Annotated[hint, tyro.conf.arg(help=note)]

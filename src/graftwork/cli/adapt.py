@@ -1,0 +1,168 @@
+"""`graftwork adapt`: learn a delta; a run is flags or one YAML, 1:1 with its config's fields."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from graftwork._errors import UnknownNameError
+from graftwork.cli._config import commented_yaml, flag_class, full_flags, value_of
+from graftwork.cli._shared import emit, existing, out, parse, share, size
+
+if TYPE_CHECKING:
+    from graftwork.training import DeltaOutcome, RunConfig, RunResult
+
+PROG = "graftwork adapt"
+HELP = """Learn a delta for your data; the base never changes.
+
+The flags are the fields of the configuration; a group may be left out where the name is unique
+(--steps is --train.steps). Flags override the YAML of --config. Flags of a tuner: {tuners},
+each shown by --tuner NAME --help (now: {tuner}).
+
+example: graftwork adapt --base minilm --data reviews.csv --inputs sentence \\
+             --tuner diff_pruning --share 0.005 --out runs/reviews
+         graftwork adapt --tuner diff_pruning --print-config > run.yaml
+         graftwork adapt --config run.yaml --seed 1 --out runs/reviews-1"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Flags of `graftwork adapt` beside the fields of `RunConfig`."""
+
+    config: Path | None = None
+    """YAML file with the run's configuration; flags override it."""
+    print_config: bool = False
+    """Print the whole configuration as YAML, with what each field means, and stop."""
+    resume: bool = False
+    """Go on with the run in the folder --out, where there is one."""
+    tuner_name: Annotated[str, tyro.conf.arg(name="tuner")] = ""
+    """Name of the tuner; another one than the YAML's begins from its own defaults."""
+    step_name: Annotated[str, tyro.conf.arg(name="step")] = ""
+    """Name of the step."""
+    json: bool = False
+    """Print one JSON document: {folder, delta, bytes, report, metrics, trained, steps, ...}."""
+
+
+def main(words: list[str]) -> None:
+    """Run `graftwork adapt`."""
+    config, flags = read(words)
+    if flags.print_config:
+        from graftwork.training import to_tree
+
+        print(commented_yaml(to_tree(config), config))
+        return
+    from graftwork.training import adapt, write_report
+
+    result = adapt(config, resume=flags.resume)
+    assert result.folder is not None
+    document = summary(result, write_report(result.folder))
+    if flags.json:
+        emit(document)
+    else:
+        show(document)
+
+
+def read(words: list[str]) -> tuple[RunConfig, Flags]:
+    """Return the configuration that YAML and flags give, and the other flags.
+
+    Raises:
+        UnknownNameError: an unknown flag, tuner or step.
+        ConfigError: an unknown key or impossible value.
+    """
+    from graftwork.training import RunConfig, from_yaml
+    from graftwork.tuning import TUNERS
+
+    path = value_of(words, "--config")
+    base = RunConfig() if path is None else from_yaml(existing(Path(path), "configuration"))
+    base = _choose(base, words)
+    kind = flag_class(RunConfig, _chosen(base), Flags)
+    names = [f.name for f in fields(RunConfig)]
+    default = kind(**{name: getattr(base, name) for name in names})
+    now = next(name for name, member in TUNERS.items() if type(base.tuner) is member)
+    flags = parse(
+        kind,
+        full_flags(words, kind, PROG),
+        prog=PROG,
+        description=HELP.format(tuners=", ".join(TUNERS), tuner=now),
+        default=default,
+    )
+    config = RunConfig(**{name: getattr(flags, name) for name in names})
+    return config, Flags(**{f.name: getattr(flags, f.name) for f in fields(Flags)})
+
+
+def summary(result: RunResult[DeltaOutcome], report: Path) -> dict[str, Any]:
+    """Return what is printed of a run, as JSON."""
+    from graftwork.deltas import inspect
+
+    ledger = inspect(result.delta)
+    entries = sum(layer.entries for layer in ledger.layers)
+    folder = result.folder
+    assert folder is not None
+    return {
+        "folder": str(folder),
+        "delta": str(folder / result.summary["outcome"]["file"]),
+        "report": str(report),
+        "bytes": ledger.bytes,
+        "changed": sum(layer.changed for layer in ledger.layers),
+        "entries": entries,
+        "trained": dict(result.summary["trained"]),
+        "steps": result.summary["steps"],
+        "seconds": result.summary["seconds"],
+        "fields": list(result.delta.signature["fields"]),
+        "metrics": dict(result.metrics),
+    }
+
+
+def show(document: Mapping[str, Any]) -> None:
+    """Print what a run yielded, and the command to try next."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(show_header=False)
+    for name, value in document["metrics"].items():
+        table.add_row(escape(name), f"{value:.4g}")
+    changed, entries = document["changed"], document["entries"]
+    if entries:
+        table.add_row("values changed", f"{changed:,} of {entries:,} ({share(changed / entries)})")
+    for role, count in document["trained"].items():
+        table.add_row(f"trained {role}", f"{count:,}")
+    table.add_row("delta", f"{size(document['bytes'])}")
+    table.add_row("time", f"{document['seconds']:.1f} s, {document['steps']:,} steps")
+    console = out()
+    console.print(table)
+    console.print(f"delta   {document['delta']}", markup=False, soft_wrap=True)
+    console.print(f"report  {document['report']}", markup=False, soft_wrap=True)
+    console.print(f"next    {next_command(document)}", markup=False, soft_wrap=True)
+
+
+def next_command(document: Mapping[str, Any]) -> str:
+    """Return the command that predicts with the delta of a run."""
+    texts = " ".join(f'"{name.upper()}"' for name in document["fields"])
+    return f"graftwork predict {shlex.quote(document['folder'])} --text {texts}"
+
+
+def _choose(config: RunConfig, words: list[str]) -> RunConfig:
+    """Return `config` with the tuner and step that flags name, from their own defaults."""
+    from graftwork.steps import STEPS
+    from graftwork.tuning import TUNERS
+
+    tables: dict[str, Mapping[str, type]] = {"tuner": TUNERS, "step": STEPS}
+    for field, table in tables.items():
+        name = value_of(words, f"--{field}")
+        if name is None:
+            continue
+        name = name.replace("-", "_")
+        if name not in table:
+            raise UnknownNameError(field, name, table)
+        if type(getattr(config, field)) is not table[name]:
+            config = replace(config, **{field: table[name]()})
+    return config
+
+
+def _chosen(config: RunConfig) -> dict[str, type]:
+    return {"tuner": type(config.tuner), "step": type(config.step)}

@@ -1,0 +1,139 @@
+"""`graftwork predict`: use a delta on texts or on the rows of a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from graftwork._errors import InputError, StorageError
+from graftwork.cli._data import load_base, load_delta, read_rows
+from graftwork.cli._shared import emit, err, out, parse
+
+if TYPE_CHECKING:
+    from graftwork.tasks import Prediction, Signature, Table
+
+HELP = """Use a delta; it holds all that is needed beside its base.
+
+example: graftwork predict runs/reviews --text "a fine film" "dull"
+         graftwork predict runs/reviews --data new.csv --out predictions.jsonl"""
+SHOWN = 20
+"""Rows printed for people; --json and --out give all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Flags of `graftwork predict`."""
+
+    delta: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DELTA")]
+    """File of the delta, or folder of its run."""
+    text: tuple[str, ...] = ()
+    """Texts; for a task over two texts, pairs of them: premise hypothesis premise hypothesis."""
+    data: Path | None = None
+    """Rows in place of texts: CSV, TSV, JSONL, Parquet, arrays, or a folder of pictures."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Name in the delta -> column of the file, in pairs: sentence text."""
+    header: bool = True
+    """CSV and TSV: the first row names the columns; if not, they are "0", "1", ..."""
+    out: Path | None = None
+    """JSONL file for the predictions, one line a row."""
+    base: str | None = None
+    """The base; default: the one that the delta says it was made for."""
+    batch_size: int = 64
+    """Rows at a time."""
+    device: str = "cpu"
+    """Where to run, such as cuda."""
+    json: bool = False
+    """Print one JSON document: {delta, base, predictions: [{inputs, label, scores, value}]}."""
+
+
+def main(words: list[str]) -> None:
+    """Run `graftwork predict`."""
+    flags = parse(Flags, words, prog="graftwork predict", description=HELP)
+    if bool(flags.text) == (flags.data is not None):
+        raise InputError("give either --text or --data")
+    if flags.out is not None and not flags.out.parent.is_dir():
+        raise InputError(f"--out {flags.out}: there is no folder {str(flags.out.parent)!r}")
+    from graftwork.tasks import Signature, predict
+
+    delta = load_delta(flags.delta)
+    signature = Signature.from_json(delta.signature)
+    table = _rows(flags, signature)
+    base = load_base(delta, flags.base, flags.device)
+    lines = _lines(table, signature, predict(base, delta, table, flags.batch_size))
+    if flags.out is not None:
+        _write(flags.out, lines)
+    if flags.json:
+        emit({"delta": str(flags.delta), "base": base.name, "predictions": lines})
+    elif flags.out is None:
+        _show(lines)
+
+
+def _rows(flags: Flags, signature: Signature) -> Table:
+    from graftwork.tasks import Table
+
+    if flags.data is not None:
+        return read_rows(flags.data, flags.columns, header=flags.header)
+    names = signature.fields
+    if signature.array is not None:
+        raise InputError("the delta reads arrays or pictures: give them with --data")
+    if len(flags.text) % len(names):
+        raise InputError(
+            f"the delta reads {len(names)} texts a row ({', '.join(names)}), so {len(flags.text)} "
+            "--text do not part evenly"
+        )
+    return Table(
+        {name: list(flags.text[i :: len(names)]) for i, name in enumerate(names)}, "--text"
+    )
+
+
+def _lines(
+    table: Table, signature: Signature, predictions: Sequence[Prediction]
+) -> list[dict[str, Any]]:
+    inputs = table.select(signature.fields)
+    lines: list[dict[str, Any]] = []
+    for record, found in zip(inputs.records(), predictions, strict=True):
+        shown = {k: v for k, v in record.items() if isinstance(v, (str, int, float))}
+        if found.value is None:
+            lines.append(
+                {"inputs": shown, "label": found.label, "scores": dict(found.scores or {})}
+            )
+        else:
+            lines.append({"inputs": shown, "value": found.value})
+    return lines
+
+
+def _write(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    part = path.with_name(f".part-{path.name}")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise StorageError(f"cannot write {path}: {error.strerror}") from error
+    err().print(f"{len(lines):,} predictions: {path}")
+
+
+def _show(lines: Sequence[Mapping[str, Any]]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(
+        *map(escape, lines[0]["inputs"]), "value" if "value" in lines[0] else "label", "score"
+    )
+    for line in lines[:SHOWN]:
+        inputs = (escape(str(v)) for v in line["inputs"].values())
+        if "value" in line:
+            table.add_row(*inputs, f"{line['value']:.4g}", "")
+        else:
+            table.add_row(*inputs, escape(line["label"]), f"{line['scores'][line['label']]:.3f}")
+    out().print(table)
+    if len(lines) > SHOWN:
+        out().print(
+            f"... and {len(lines) - SHOWN:,} more: --out FILE or --json gives all", style="dim"
+        )
