@@ -1,1 +1,38 @@
-"""Room."""
+"""A thin driver of a step over streams: budget, evaluation, checkpoints, exact resume, logging."""
+
+from graftwork.training._adaptation import Adaptation as Adaptation
+from graftwork.training._checkpoint import Checkpoints as Checkpoints
+from graftwork.training._config import FAMILIES as FAMILIES
+from graftwork.training._config import BaseOptions as BaseOptions
+from graftwork.training._config import LogConfig as LogConfig
+from graftwork.training._config import RunConfig as RunConfig
+from graftwork.training._config import from_tree as from_tree
+from graftwork.training._config import from_yaml as from_yaml
+from graftwork.training._config import to_tree as to_tree
+from graftwork.training._config import to_yaml as to_yaml
+from graftwork.training._context import RunContext as RunContext
+from graftwork.training._context import Settings as Settings
+from graftwork.training._distributed import World as World
+from graftwork.training._distributed import current_world as current_world
+from graftwork.training._distributed import joined as joined
+from graftwork.training._driver import Fitted as Fitted
+from graftwork.training._driver import fit as fit
+from graftwork.training._finish import finish as finish
+from graftwork.training._finish import measure as measure
+from graftwork.training._folder import RunFolder as RunFolder
+from graftwork.training._interrupt import RunInterrupted as RunInterrupted
+from graftwork.training._outcome import DeltaOutcome as DeltaOutcome
+from graftwork.training._outcome import Outcome as Outcome
+from graftwork.training._outcome import RunResult as RunResult
+from graftwork.training._progress import progress as progress
+from graftwork.training._recorder import History as History
+from graftwork.training._recorder import Record as Record
+from graftwork.training._recorder import Recorder as Recorder
+from graftwork.training._recorder import Recorders as Recorders
+from graftwork.training._recorder import TensorBoard as TensorBoard
+from graftwork.training._recorder import read_records as read_records
+from graftwork.training._run import adapt as adapt
+from graftwork.training._seeds import derive as derive
+from graftwork.training._start import start as start
+from graftwork.training._train_config import TrainConfig as TrainConfig
+from graftwork.training._write_report import write_report as write_report

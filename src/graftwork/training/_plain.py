@@ -108,6 +108,8 @@ def _read_member(family: type, tree: Any, families: Families, path: str) -> Any:
 def _read_union(hint: Any, tree: Any, families: Families, path: str) -> Any:
     complaints = []
     for choice in typing.get_args(hint):
+        if typing.get_origin(choice) is Callable:  # has no form in a file
+            continue
         if choice is type(None):
             if tree is None:
                 return None

@@ -19,7 +19,7 @@ def dump_yaml(tree: Any) -> str:
           steps: 500
         targets: null
     """
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(tree, Dumper=_Exact, sort_keys=False, allow_unicode=True, width=100)
 
 
 def parse_yaml(text: str) -> Any:
@@ -32,6 +32,22 @@ def parse_yaml(text: str) -> Any:
         return yaml.load(text, Loader=_Strict)
     except yaml.YAMLError as error:
         raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}") from error
+
+
+_FOLDED = "\x85\u2028\u2029\ufeff"
+"""Characters that PyYAML writes plain and then reads as line breaks."""
+
+
+class _Exact(yaml.SafeDumper):
+    """The safe dumper, for texts that come back as they were."""
+
+
+def _represent_text(dumper: _Exact, text: str) -> yaml.ScalarNode:
+    style = '"' if any(c in _FOLDED for c in text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Exact.add_representer(str, _represent_text)
 
 
 class _Strict(yaml.SafeLoader):

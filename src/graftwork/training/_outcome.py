@@ -1,0 +1,82 @@
+"""What a run yields: an outcome knows how to write itself and what to say of itself.
+
+A run folder treats all outcomes alike. Delta training yields a `DeltaOutcome`; pretraining a base
+and measuring experiments bring their own class, and nothing here or in the folder changes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Self, TypeVar
+
+from graftwork.deltas import Delta, content_hash, load, save
+from graftwork.training._recorder import Record
+
+
+class Outcome(ABC):
+    """What a run yields."""
+
+    @abstractmethod
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Write it into a run's folder; return JSON for result.json: "file", "bytes", ...
+
+        Raises:
+            StorageError: the disk is full; nothing half-written remains.
+        """
+
+    @classmethod
+    @abstractmethod
+    def read(cls, folder: Path) -> Self:
+        """Return what `write` wrote."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeltaOutcome(Outcome):
+    """A learnt delta.
+
+    Attributes:
+        delta: as it is stored: values rounded, metrics in its provenance.
+    """
+
+    delta: Delta
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Write delta.safetensors."""
+        size = save(self.delta, folder / DELTA_FILE)
+        return {"file": DELTA_FILE, "bytes": size, "content": content_hash(self.delta)}
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Return the delta of a finished run."""
+        return cls(load(folder / DELTA_FILE))
+
+
+DELTA_FILE = "delta.safetensors"
+OutcomeT = TypeVar("OutcomeT", bound=Outcome)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunResult(Generic[OutcomeT]):
+    """A finished run.
+
+    Attributes:
+        outcome: what it yielded.
+        metrics: metric name -> value, of the outcome as it is stored.
+        folder: where it lies; None for a run without a folder.
+        history: rows of metrics.jsonl.
+        summary: JSON of result.json: steps, stopped_early, unreached, bytes, ...
+    """
+
+    outcome: OutcomeT
+    metrics: Mapping[str, float]
+    folder: Path | None = None
+    history: Sequence[Record] = ()
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def delta(self: RunResult[DeltaOutcome]) -> Delta:
+        """The delta of a run that yields one."""
+        return self.outcome.delta
