@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from graftwork._errors import InputError, UnknownNameError
 from graftwork.tasks._table import Table
 
+ARRAY_SUFFIXES = (".npy", ".npz", ".safetensors")
 PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
@@ -68,11 +69,11 @@ def _load(path: Path) -> dict[str, Any]:
         raise InputError(f"the data file {path} does not exist")
     suffix = path.suffix.lower()
     try:
-        if suffix == ".npy":
-            return {"x": np.load(path, allow_pickle=False)}
-        if suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
+        if suffix in (".npy", ".npz"):
+            # Opened here: NumPy leaves a broken archive open.
+            with path.open("rb") as file:
+                loaded = np.load(file, allow_pickle=False)
+                return {"x": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
         if suffix == ".safetensors":
             from safetensors.torch import load_file
 

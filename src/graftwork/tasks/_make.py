@@ -13,7 +13,7 @@ from torch import Tensor
 
 from graftwork._errors import InputError, UnknownNameError, UnsupportedError
 from graftwork.objectives import OBJECTIVES
-from graftwork.tasks._array_readers import PICTURE_SUFFIXES, arrays, image_folder
+from graftwork.tasks._array_readers import PICTURE_SUFFIXES
 from graftwork.tasks._calls import TaskBase, template_fields
 from graftwork.tasks._comparisons import (
     COMPARISON_LABELS,
@@ -34,7 +34,6 @@ from graftwork.tasks._task import PortSpec, Task
 TRAIN_ROWS, EVAL_ROWS = 20_000, 1_200
 """Rows of "comparisons" where none are stated."""
 
-ARRAY_SUFFIXES = (".npy", ".npz", ".safetensors")
 OBJECTIVE_OF = {"classification": "cross_entropy", "regression": "squared_error"}
 
 
@@ -178,19 +177,13 @@ def _read_comparisons(config: TaskConfig, seed: int) -> tuple[TaskConfig, dict[s
 
 
 def _read(data: str, config: TaskConfig) -> Table:
-    path = Path(data)
-    if path.suffix.lower() not in ARRAY_SUFFIXES and not path.is_dir():
-        return read(
-            path,
-            columns=config.columns or None,
-            format=config.format,
-            header=config.header,
-            quoting=config.quoting,
-        )
-    table = image_folder(path) if path.is_dir() else arrays(path)
-    if not config.columns:
-        return table
-    return Table({name: table[old] for name, old in config.columns.items()}, table.source)
+    return read(
+        data,
+        columns=config.columns or None,
+        format=config.format,
+        header=config.header,
+        quoting=config.quoting,
+    )
 
 
 def signature_for(base: TaskBase, train: Table, config: TaskConfig) -> Signature:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from graftwork._batch import Batch, map_tree
 from graftwork._errors import InputError
-from graftwork.deltas import Delta
+from graftwork.deltas import Delta, build_ports, check, view
 from graftwork.tasks._calls import TaskBase
 from graftwork.tasks._evaluator import Evaluator
 from graftwork.tasks._signature import Prediction, Signature
@@ -31,8 +31,6 @@ class Predictor:
     """
 
     def __init__(self, base: TaskBase, delta: Delta) -> None:
-        from graftwork.deltas import build_ports, check, view
-
         self.signature = Signature.from_json(delta.signature)
         check(base, delta)
         self.base = base

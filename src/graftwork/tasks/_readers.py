@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from graftwork._errors import InputError, UnknownNameError
+from graftwork.tasks._array_readers import ARRAY_SUFFIXES, arrays, image_folder
 from graftwork.tasks._table import Column, Table
 
 Format = Literal["csv", "tsv", "jsonl", "parquet"]
@@ -53,10 +54,14 @@ def read(
     quoting: bool | None = None,
     delimiter: str | None = None,
 ) -> Table:
-    r"""Return the table in a CSV, TSV, JSONL or Parquet file.
+    r"""Return the table in a file or folder.
+
+    CSV, TSV, JSONL and Parquet files keep their columns. Files of arrays (.npy, .npz, .safetensors)
+    give "x" and "label" as `arrays` does, folders of pictures "image", "label" and "file" as
+    `image_folder` does.
 
     Args:
-        path: the file, UTF-8 for text formats.
+        path: the file, UTF-8 for text formats, or the folder.
         columns: name in the task -> column of the file, e.g. `{"sentence": "3", "label": "1"}`;
             only these are kept. None keeps all under their own names.
         format: None tells it by the file's suffix (`SUFFIXES`).
@@ -77,12 +82,14 @@ def read(
         ['a "fine film', 'dull']
     """
     path = Path(path)
+    if format is None and (path.is_dir() or path.suffix.lower() in ARRAY_SUFFIXES):
+        return _renamed(image_folder(path) if path.is_dir() else arrays(path), columns)
     layout = Layout(header=header, quoting=quoting, delimiter=delimiter)
     kind = format or _format_of(path)
     if kind not in _READERS:
         raise UnknownNameError("format", kind, _READERS)
     if not path.is_file():
-        what = "is a folder; use image_folder" if path.is_dir() else "does not exist"
+        what = "is a folder; leave `format` out" if path.is_dir() else "does not exist"
         raise InputError(f"the data file {path} {what}")
     wanted = None if columns is None else list(columns.values())
     try:
@@ -92,9 +99,13 @@ def read(
     table = Table(found, path.name)
     if not len(table):
         raise InputError(f"{path.name} has no rows; give at least one")
+    return _renamed(table, columns)
+
+
+def _renamed(table: Table, columns: Mapping[str, str] | None) -> Table:
     if columns is None:
         return table
-    return Table({name: table[column] for name, column in columns.items()}, path.name)
+    return Table({name: table[column] for name, column in columns.items()}, table.source)
 
 
 def _format_of(path: Path) -> Format:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from graftwork._errors import UnknownNameError
+from graftwork.deltas import PORT_KINDS
 from graftwork.objectives import Model, Objective
 from graftwork.tasks._evaluator import Evaluator
 from graftwork.tasks._signature import Signature
@@ -30,8 +31,6 @@ class PortSpec:
 
     def build(self) -> nn.Module:
         """Return a new module; its first values come from torch's own generator, so seed that."""
-        from graftwork.deltas import PORT_KINDS
-
         if self.kind not in PORT_KINDS:
             raise UnknownNameError("port kind", self.kind, PORT_KINDS)
         module: nn.Module = PORT_KINDS[self.kind](**self.config)
