@@ -181,7 +181,8 @@ def _put_canonical(base: BaseLike, found: dict[str, Tensor], key: str, tensor: T
 
 
 def _put(found: dict[str, Tensor], name: str, tensor: Tensor) -> None:
-    if not torch.equal(found.setdefault(name, tensor), tensor):
+    first = found.setdefault(name, tensor)
+    if first is not tensor and not torch.equal(first, tensor):
         raise DeltaError(f"weights tied in the base came apart in the tuned model: {name!r}")
 
 
