@@ -18,7 +18,7 @@ from graftwork.tuning._groups import Groups
 from graftwork.tuning._hard_concrete import HardConcrete
 from graftwork.tuning._layout import Layout, Working
 from graftwork.tuning._penalty import Penalty
-from graftwork.tuning._project import project
+from graftwork.tuning._project import project, top_k
 from graftwork.tuning._state import restore
 from graftwork.tuning._steer import Steering
 from graftwork.tuning._tiles import GateTiles
@@ -28,8 +28,8 @@ from graftwork.tuning._warnings import TuningWarning
 
 Start = Literal["gated", "dense", "zero"]
 STARTS: tuple[Start, ...] = ("gated", "dense", "zero")
-DrawMode = Literal["sampled", "deterministic"]
-DRAW_MODES: tuple[DrawMode, ...] = ("sampled", "deterministic")
+DrawMode = Literal["sampled", "deterministic", "expected"]
+DRAW_MODES: tuple[DrawMode, ...] = ("sampled", "deterministic", "expected")
 
 _STEPS_ENOUGH = 150
 _DENSITY_TOLERATED = 5.0
@@ -168,8 +168,11 @@ class GateStage(Attachment):
         sampled = settings.draw == "sampled"
         self._draw(UniformStream(settings.seed, self._layout.device) if sampled else None)
         delta = self._tiles.difference()
-        self._warn(int(delta.count_nonzero()))
-        positions = project(delta, settings.kept, self._expected())
+        if settings.draw == "expected":
+            positions = top_k(self._expected(), settings.kept)
+        else:
+            self._warn(int(delta.count_nonzero()))
+            positions = project(delta, settings.kept, self._expected())
         start = {"gated": delta, "dense": self._flat, "zero": torch.zeros_like(delta)}
         return self._fixed(positions, start[settings.start][positions])
 

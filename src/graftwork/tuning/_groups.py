@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from graftwork.tuning._layers import layer_of
+from graftwork.deltas import layer_of
 from graftwork.tuning._layout import Layout
 
 GroupRule = Literal["tensor", "neuron", "layer"]
