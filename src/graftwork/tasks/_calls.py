@@ -225,7 +225,11 @@ def _run_two(spec: CallSpec, module: nn.Module, inputs: Mapping[str, Tensor]) ->
 
 
 def _run_array(spec: CallSpec, module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    return _vectors(spec, module(inputs["x"]), None)
+    x = inputs["x"]
+    weight = next((p for p in module.parameters() if p.is_floating_point()), None)
+    if weight is not None and x.is_floating_point():
+        x = x.to(weight.dtype)
+    return _vectors(spec, module(x), None)
 
 
 def _encode_array(spec: CallSpec, base: TaskBase, table: Table) -> Encoded:
