@@ -1,5 +1,6 @@
 """Tasks: signatures, streams, evaluators, readers and generated data."""
 
+from graftwork._batch import Batch as Batch
 from graftwork.tasks._array_readers import arrays as arrays
 from graftwork.tasks._array_readers import image_folder as image_folder
 from graftwork.tasks._calls import CALLS as CALLS
@@ -45,6 +46,7 @@ __all__ = [
     "METRICS",
     "POOLINGS",
     "ArrayInput",
+    "Batch",
     "Call",
     "Evaluator",
     "GeneratorStream",
