@@ -42,12 +42,8 @@ def sample():
     seeded = Sparse(drawn, torch.ones(50, dtype=half), mask)
     chosen = Sparse(positions, torch.ones(100, dtype=half))
     updates = {
-        "encoder.layer.10.weight": Update(
-            (100, 100), Sparse(drawn, torch.ones(50, dtype=half), mask)
-        ),
-        "encoder.layer.2.weight": Update(
-            (100, 100), Sparse(positions, torch.ones(100, dtype=half))
-        ),
+        "encoder.layer.10.weight": Update((100, 100), seeded),
+        "encoder.layer.2.weight": Update((100, 100), chosen),
         "encoder.layer.2.bias": Update((100,), dense=torch.ones(100, dtype=half)),
         "embeddings.norm.weight": Update((30,), scale=torch.ones(1)),
         "pooler": Update((4, 5), low_rank=LowRank(torch.ones(4, 2), torch.ones(2, 5))),

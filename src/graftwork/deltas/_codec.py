@@ -34,6 +34,9 @@ MAX_NUMEL = 2**60
 _MAX_LOW = 56
 """Widest remainder that a 64-bit window holds at any bit offset."""
 
+_BLOCK = 2**14
+"""Positions decoded at a time: scratch arrays of 128 KiB stay in cache. A multiple of 8."""
+
 Positions = NDArray[np.int64]
 
 
@@ -139,24 +142,16 @@ def decode_rice(code: RiceCode, numel: int) -> Positions:
         raise DeltaFileError(
             f"position code with {low} low bits is not valid for {count} positions"
         )
-    flags = np.unpackbits(np.frombuffer(code.high, dtype=np.uint8), bitorder="little")
-    ones = np.flatnonzero(flags.view(np.bool_))
-    if ones.size != count or flags.size - (int(ones[-1]) + 1 if count else 0) >= 8:
-        raise DeltaFileError(f"position code holds {ones.size} positions, {count} were announced")
+    positions = _read_ones(code.high, count)
     if count == 0:
-        return ones
-    quotients = int(ones[-1]) + 1 - count
+        return positions
+    quotients = int(positions[-1]) + 1 - count
     if ((quotients + count) << low) + count >= 2**63:
         raise DeltaFileError(f"position code with {low} low bits reaches beyond any tensor")
-    order = np.arange(count)
-    ones -= order
-    ones <<= low
-    ones += order
-    if low:
-        ones += np.cumsum(_unpack_lows(code.lows, low, count), dtype=np.int64)
-    if int(ones[-1]) >= numel:
-        raise DeltaFileError(f"position {int(ones[-1])} lies beyond the {numel} entries")
-    return ones
+    _finish(positions, code.lows, low)
+    if int(positions[-1]) >= numel:
+        raise DeltaFileError(f"position {int(positions[-1])} lies beyond the {numel} entries")
+    return positions
 
 
 def entropy_bits(numel: int, count: int) -> float:
@@ -188,17 +183,59 @@ def _pack_lows(gaps: Positions, low: int) -> bytes:
     return np.packbits(bits, bitorder="little").tobytes()
 
 
-def _unpack_lows(lows: bytes | memoryview, low: int, count: int) -> NDArray[Any]:
-    """Return the remainders `(count,)`, read lane by lane through overlapping windows."""
+def _read_ones(high: bytes | memoryview, count: int) -> Positions:
+    """Return the indices `(k,)` of the ones: `count` of them, the last in the last byte."""
+    octets = np.frombuffer(high, dtype=np.uint8)
+    if count > 8 * octets.size:
+        raise DeltaFileError(f"{octets.size} bytes cannot hold {count} positions")
+    ones = np.empty(count, dtype=np.int64)
+    done = 0
+    for start in range(0, octets.size, _BLOCK // 4):
+        flags = np.unpackbits(octets[start : start + _BLOCK // 4], bitorder="little")
+        found = np.flatnonzero(flags.view(np.bool_))
+        if found.size > count - done:
+            raise DeltaFileError(f"position code holds more than {count} positions")
+        np.add(found, 8 * start, out=ones[done : done + found.size])
+        done += found.size
+    if done != count or 8 * octets.size - (int(ones[-1]) + 1 if count else 0) >= 8:
+        raise DeltaFileError(f"position code holds {done} positions, {count} were announced")
+    return ones
+
+
+def _finish(ones: Positions, lows: bytes | memoryview, low: int) -> None:
+    """Turn indices of ones `(k,)` into positions, in place.
+
+    Position i is `((one_i - i) << low) + i + sum of remainders up to i`. Blocks of it stay in the
+    processor's cache.
+    """
+    octets = np.zeros(-(-ones.size // 8) * low + 8, dtype=np.uint8)
+    octets[: len(lows)] = np.frombuffer(lows, dtype=np.uint8)
+    order = np.arange(min(_BLOCK, ones.size))
+    sums = np.empty_like(order)
+    total = 0
+    for start in range(0, ones.size, _BLOCK):
+        block = ones[start : start + _BLOCK]
+        block -= order[: block.size]
+        block <<= low
+        block += order[: block.size]
+        remainders = _read_lows(octets[start // 8 * low :], low, block.size)
+        np.cumsum(remainders, dtype=np.int64, out=sums[: block.size])
+        block += sums[: block.size]
+        block += start - (start << low) + total
+        total += int(sums[block.size - 1])
+
+
+def _read_lows(octets: NDArray[np.uint8], low: int, count: int) -> NDArray[Any]:
+    """Return `count` remainders, read lane by lane through overlapping windows.
+
+    `octets` holds whole groups of 8 remainders, and 8 bytes of room for the last window.
+    """
     window: Any = np.dtype("<u4" if low <= 25 else "<u8")
     groups = -(-count // 8)
-    # whole groups, and room for the window of the last lane
-    buffer = np.zeros(groups * low + window.itemsize, dtype=np.uint8)
-    buffer[: len(lows)] = np.frombuffer(lows, dtype=np.uint8)
     out = np.empty((groups, 8), dtype=window)
     for lane in range(8):
         octet, bit = divmod(lane * low, 8)
-        lane_view: NDArray[Any] = np.ndarray((groups,), window, buffer, octet, (low,))
+        lane_view: NDArray[Any] = np.ndarray((groups,), window, octets, octet, (low,))
         np.right_shift(lane_view, bit, out=out[:, lane])
     out &= (1 << low) - 1
     flat = out.reshape(-1)
