@@ -3,6 +3,9 @@
 from graftwork.deltas._algebra import add as add
 from graftwork.deltas._algebra import average as average
 from graftwork.deltas._algebra import scale as scale
+from graftwork.deltas._apply import Applied as Applied
+from graftwork.deltas._apply import apply as apply
+from graftwork.deltas._apply import detach as detach
 from graftwork.deltas._between import between as between
 from graftwork.deltas._delta import BaseLike as BaseLike
 from graftwork.deltas._delta import Delta as Delta
@@ -25,8 +28,15 @@ from graftwork.deltas._inspect import layer_of as layer_of
 from graftwork.deltas._names import NameMap as NameMap
 from graftwork.deltas._names import Piece as Piece
 from graftwork.deltas._names import identity_names as identity_names
+from graftwork.deltas._plan import Weighted as Weighted
+from graftwork.deltas._plan import check as check
+from graftwork.deltas._ports import PORT_KINDS as PORT_KINDS
+from graftwork.deltas._ports import build_ports as build_ports
+from graftwork.deltas._ports import port_of as port_of
 from graftwork.deltas._quantise import STORED as STORED
 from graftwork.deltas._quantise import quantise as quantise
+from graftwork.deltas._rows import combine_ports as combine_ports
+from graftwork.deltas._rows import run_rows as run_rows
 from graftwork.deltas._seeded import seeded_counts as seeded_counts
 from graftwork.deltas._seeded import seeded_positions as seeded_positions
 from graftwork.deltas._terms import Int8Blocks as Int8Blocks
@@ -39,3 +49,6 @@ from graftwork.deltas._terms import Update as Update
 from graftwork.deltas._terms import values_of as values_of
 from graftwork.deltas._tree import replace_parameter as replace_parameter
 from graftwork.deltas._tree import shared_copy as shared_copy
+from graftwork.deltas._view import require_consumed as require_consumed
+from graftwork.deltas._view import unconsumed as unconsumed
+from graftwork.deltas._view import view as view

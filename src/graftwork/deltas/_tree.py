@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import weakref
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -87,20 +87,26 @@ def tied_places(model: nn.Module, name: str) -> list[tuple[nn.Module, str]]:
     Raises:
         UnknownNameError: no such parameter.
     """
-    path, _, leaf = name.rpartition(".")
-    try:
-        target = model.get_submodule(path)._parameters[leaf]
-    except (AttributeError, KeyError):
-        target = None
-    if target is None:
-        known = [n for n, _ in model.named_parameters(remove_duplicate=False)]
-        raise UnknownNameError("parameter", name, known)
-    return [
-        (module, key)
-        for module in model.modules()
-        for key, value in module._parameters.items()
-        if value is target
-    ]
+    return all_places(model, [name])[name]
+
+
+def all_places(model: nn.Module, names: Iterable[str]) -> dict[str, list[tuple[nn.Module, str]]]:
+    """Return `tied_places` of many names, in one walk over the modules.
+
+    Raises:
+        UnknownNameError: no such parameter.
+    """
+    known = dict(model.named_parameters(remove_duplicate=False))
+    holders: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for leaf, value in module._parameters.items():
+            holders.setdefault(id(value), []).append((module, leaf))
+    found = {}
+    for name in names:
+        if name not in known:
+            raise UnknownNameError("parameter", name, known)
+        found[name] = holders[id(known[name])]
+    return found
 
 
 def link_flat_weights(module: nn.RNNBase) -> None:
@@ -116,7 +122,7 @@ def _rewire(module: nn.Module) -> None:
         link_flat_weights(module)
     if _has_running_statistics(module) and not hasattr(module, "_graftwork_frozen"):
         module.training = False
-        kind: Hashable = type(module)
+        kind: Any = type(module)
         module.__class__ = _frozen_statistics(kind)
 
 
