@@ -507,3 +507,100 @@ def test_view_after_the_base_was_trained_elsewhere_follows_its_storage() -> None
     adapted = view(base, _dense("out.bias", base))
     train_full(case, model)
     assert torch.equal(adapted.out.bias, model.out.bias + 1)
+
+
+class _Cells(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.LSTMCell(4, 6), nn.GRUCell(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x[:, 0])[0])
+
+
+class _Shared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = self.first
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+
+SEQUENCE = torch.linspace(-1, 1, 40).reshape(2, 5, 4)
+SUPPORTED = {
+    "gru": (lambda: nn.GRU(4, 6, 2, batch_first=True), 1),
+    "rnn without bias": (lambda: nn.RNN(4, 6, batch_first=True, bias=False), 1),
+    "lstm with projection": (lambda: nn.LSTM(4, 6, proj_size=3, batch_first=True), 1),
+    "recurrent cells": (_Cells, 1),
+    "transformer": (lambda: nn.Transformer(4, 2, 1, 1, 8, 0.0, batch_first=True), 2),
+    "attention with extra keys": (
+        lambda: nn.MultiheadAttention(4, 2, kdim=4, vdim=4, add_bias_kv=True),
+        3,
+    ),
+    "bilinear": (lambda: nn.Bilinear(4, 4, 3), 2),
+    "module at two places": (_Shared, 1),
+    "weight norm": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), 1),
+    "spectral norm": (lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)), 1),
+    "orthogonal": (lambda: nn.utils.parametrizations.orthogonal(nn.Linear(4, 4)), 1),
+    "graph module": (
+        lambda: torch.fx.symbolic_trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU())),
+        1,
+    ),
+    "normalisations": (
+        lambda: nn.Sequential(
+            nn.ConvTranspose1d(5, 4, 3),
+            nn.GroupNorm(2, 4),
+            nn.InstanceNorm1d(4, affine=True, track_running_stats=True),
+            nn.PReLU(),
+            nn.RMSNorm(6),
+        ),
+        1,
+    ),
+}
+
+
+def _first(output: Tensor | tuple) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_law12_more_modules_that_are_supported(name: str) -> None:
+    make, inputs = SUPPORTED[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        base = load(make())
+    generator = torch.Generator().manual_seed(0)
+    updates = {
+        n: Update(p.shape, dense=torch.randn(p.shape, generator=generator) * 0.1)
+        for n, p in base.names.pieces.items()
+    }
+    delta = Delta(updates, fingerprint=Fingerprint(base.prints(updates)))
+    arguments = [SEQUENCE] * inputs
+    expected = _first(merged(base, delta)(*arguments))
+    assert (expected - _first(base.model(*arguments))).abs().max() > 1e-3
+    torch.testing.assert_close(_first(view(base, delta)(*arguments)), expected)
+    with apply(base, delta) as module:
+        torch.testing.assert_close(_first(module(*arguments)), expected)
+    base.verify()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_law12_more_modules_that_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match="attribute 'weight' of module 'root' refuses"):
+        load(nn.utils.weight_norm(nn.Linear(4, 4)))
+    with pytest.raises(DeltaError, match="'weight' is not contiguous"):
+        load(nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last))
+
+
+def test_a_view_can_be_traced_and_exported() -> None:
+    base = load(nn.Sequential(nn.Linear(4, 4), nn.Tanh()))
+    delta = _dense("0.weight", base)
+    expected = merged(base, delta)(SEQUENCE)
+    traced = torch.fx.symbolic_trace(view(base, delta))
+    torch.testing.assert_close(traced(SEQUENCE), expected)
+    exported = torch.export.export(view(base, delta), (SEQUENCE,))
+    torch.testing.assert_close(exported.module()(SEQUENCE), expected)

@@ -14,6 +14,7 @@ from graftwork.deltas._delta import BaseLike, Delta
 from graftwork.deltas._names import Piece
 from graftwork.deltas._plan import Part, make_plan
 from graftwork.deltas._terms import Sparse, values_of
+from graftwork.deltas._tree import parameter_at
 
 
 class Applied:
@@ -84,14 +85,14 @@ def apply(base: BaseLike, delta: Delta) -> Applied:
     """
     refuse_applied(base.model)
     plan = make_plan(base, [(delta, 1.0)])
-    parameters = dict(base.model.named_parameters())
     saved: list[Saved] = []
     CARRIED[base.model] = saved
     try:
         with torch.no_grad():
             for name, parts in plan.items():
+                parameter = parameter_at(base.model, name)
                 for part in parts:
-                    _write(parameters[name], part, saved)
+                    _write(parameter, part, saved)
     except BaseException:
         _restore(base.model)
         raise

@@ -17,6 +17,7 @@ from graftwork._errors import DeltaError, FingerprintError, UnsupportedError
 from graftwork.deltas._delta import BaseLike, Delta, TensorPrint
 from graftwork.deltas._names import Piece
 from graftwork.deltas._terms import Update
+from graftwork.deltas._tree import parameter_at
 
 Weighted = Sequence[tuple[Delta, float]]
 """Deltas with their weights, in the order in which they are added."""
@@ -72,9 +73,8 @@ def make_plan(base: BaseLike, deltas: Weighted) -> Plan:
     for name, entries in terms.items():
         piece = base.names[name]
         plan.setdefault(piece.parameter, []).append(Part(piece, tuple(entries)))
-    parameters = dict(base.model.named_parameters())
     for parameter in plan:
-        _check_parameter(parameter, parameters[parameter], base.model)
+        _check_parameter(parameter, parameter_at(base.model, parameter), base.model)
     return {parameter: tuple(parts) for parameter, parts in plan.items()}
 
 
