@@ -73,12 +73,11 @@ def test_every_section_is_there_and_the_html_is_balanced():
         "Where in the network the task lives",
         "Size ledger",
         "How to use the delta",
-        "Configuration",
-        "Provenance",
+        "How it was made",
     ]
     for shown in ("0.998", "reviews <1>", "400 bytes in one file.", "base: minilm", "'a & b'"):
         assert shown in text
-    charts = ("Training loss", "Held-out metrics", "Share of weights open", "Other parameters")
+    charts = ("Loss", "Held-out metrics", "Share of weights open", "Other parameters")
     assert all(chart in text for chart in charts)
 
 

@@ -13,17 +13,18 @@ import inspect
 import itertools
 import textwrap
 import typing
+from collections import abc
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 
-from graftwork._errors import ConfigError, UnknownNameError
-from graftwork.cli._shared import flags_of
+from graftwork._errors import ConfigError
+from graftwork.cli._shared import flags_of, unknown_flag
 
 
-def flag_class(kind: type, chosen: Mapping[str, type], extra: type) -> type:
+def flag_class(kind: type, chosen: dict[str, type], extra: type) -> type:
     """Return a dataclass of flags: the fields of `kind` with the chosen members, and of `extra`.
 
     Arguments:
@@ -34,9 +35,10 @@ def flag_class(kind: type, chosen: Mapping[str, type], extra: type) -> type:
     hints = typing.get_type_hints(kind, include_extras=True)
     extra_hints = typing.get_type_hints(extra, include_extras=True)
     notes = {**notes_of(kind), **notes_of(extra)}
+    plain = {name: _spelt_out(hint) for name, hint in (hints | chosen).items()}
     members = [
         (field.name, _with_help(hint, notes.get(field.name)), _default_of(field))
-        for group, known in ((kind, hints | dict(chosen)), (extra, extra_hints))
+        for group, known in ((kind, plain), (extra, extra_hints))
         for field in dataclasses.fields(group)
         for hint in [known[field.name]]
     ]
@@ -58,8 +60,7 @@ def full_flags(words: Sequence[str], kind: type, prog: str) -> list[str]:
     """Return `words` with each flag whose group was left out in full: `--steps` -> `--train.steps`.
 
     Raises:
-        ConfigError: the short flag could be several.
-        UnknownNameError: no flag ends in that name.
+        ConfigError: the short flag could be several, or no flag ends in that name.
     """
     known = list(flags_of(kind))
     out = []
@@ -74,7 +75,7 @@ def full_flags(words: Sequence[str], kind: type, prog: str) -> list[str]:
             raise ConfigError(f"{flag} could be {' or '.join(leaves)}: write it in full")
         if not leaves:
             names = [*known, *(f"--{k.rpartition('.')[2]}" for k in known if "." in k)]
-            raise UnknownNameError(f"flag of {prog}", flag, names)
+            raise unknown_flag(flag, names, prog)
         out.append(f"{leaves[0]}{equals}{value}")
     return out
 
@@ -119,12 +120,44 @@ def commented_yaml(plain: Mapping[str, Any], config: Any, indent: int = 0) -> st
     return "\n".join(lines)
 
 
+def named_choices() -> Any:
+    """Return tyro's rule for fields that take a name or, in Python only, a function."""
+    import tyro
+
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def rule(info: Any) -> Any:
+        members = typing.get_args(info.type)
+        if not any(typing.get_origin(m) is abc.Callable for m in members):
+            return None
+        names = [n for m in members if typing.get_origin(m) is Literal for n in typing.get_args(m)]
+        values = {str(n): n for n in names} | ({"None": None} if type(None) in members else {})
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="{" + ",".join(values) + "}",
+            instance_from_str=lambda words: values[words[0]],
+            is_instance=lambda value: value is None or isinstance(value, str) or callable(value),
+            str_from_instance=lambda value: [str(value)],
+            choices=tuple(values),
+        )
+
+    return registry
+
+
 def _default_of(field: dataclasses.Field[Any]) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return dataclasses.field(default_factory=field.default_factory)
     if field.default is not dataclasses.MISSING:
         return dataclasses.field(default=field.default)
     return dataclasses.field()
+
+
+def _spelt_out(hint: Any) -> Any:
+    """Return `hint` with flags like "--task.header False", which do not depend on the YAML."""
+    import tyro
+
+    return Annotated[hint, tyro.conf.FlagConversionOff]
 
 
 def _with_help(hint: Any, note: str | None) -> Any:

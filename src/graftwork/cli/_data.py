@@ -36,15 +36,23 @@ def load_delta(path: Path) -> Delta:
     return deltas.load(path)
 
 
-def load_base(delta: Delta, name: str | None, device: str) -> Base:
-    """Return the base called `name`, by default the one that the delta says it was made for.
+def load_base(path: Path, delta: Delta, name: str | None, device: str) -> Base:
+    """Return the base called `name`, by default the one that the delta was made for.
+
+    Arguments:
+        path: of the delta; the run it lies in knows the base by its whole path.
+        delta: gives the base's name where it lies in no run.
+        name: what the user says.
+        device: where the weights go.
 
     Raises:
-        InputError: no name is given and the delta has none.
+        InputError: nothing says what the base is.
     """
     from graftwork import bases
+    from graftwork.training import RunFolder
 
-    made_for = name or delta.provenance.get("base")
+    config = RunFolder(path if path.is_dir() else path.parent).config() or {}
+    made_for = name or config.get("base") or delta.provenance.get("base")
     if not isinstance(made_for, str):
         raise InputError("the delta does not say what base it was made for: name it with --base")
     return bases.load(made_for, device=device)

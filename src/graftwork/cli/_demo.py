@@ -113,10 +113,10 @@ def methods(scale: Scale) -> tuple[Method, ...]:
     pruning = DiffPruning(share=SHARE, groups="tensor")
     mask = RandomMask(share=SHARE)
     return (
-        Method(key="head", title="head only, base frozen", tuner=Head(), steps=scale.head),
-        Method(key="full", title="full fine-tuning", tuner=Full(), steps=scale.full),
-        Method(key="random_mask", title="random mask, 0.5 %", tuner=mask, steps=scale.mask),
-        Method(key="diff_pruning", title="diff pruning, 0.5 %", tuner=pruning, steps=scale.pruning),
+        Method(key="head", title="head only", tuner=Head(), steps=scale.head),
+        Method(key="full", title="full tuning", tuner=Full(), steps=scale.full),
+        Method(key="random_mask", title="random mask 0.5 %", tuner=mask, steps=scale.mask),
+        Method(key="diff_pruning", title="diff pruning 0.5 %", tuner=pruning, steps=scale.pruning),
     )
 
 
@@ -149,7 +149,6 @@ def load(config: RunConfig) -> tuple[Base, Task]:
 
 def run(config: RunConfig, method: Method, base: Base, task: Task) -> Result:
     """Adapt `base` by `method` in its own folder, and measure the delta that lies there."""
-    task.streams["train"].seek(0)
     result = adapt(config, resume=True, base=base, task=task)
     assert result.folder is not None
     path = result.folder / "delta.safetensors"

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
 import json
 import math
 import re
 import sys
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from graftwork._errors import ConfigError, InputError, UnknownNameError, did_you_mean
+from graftwork._errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,13 +24,19 @@ T = TypeVar("T")
 
 
 def parse(
-    kind: type[T], words: Sequence[str], *, prog: str, description: str, default: T | None = None
+    kind: type[T],
+    words: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    default: T | None = None,
+    registry: Any = None,
 ) -> T:
     """Return `kind`, a dataclass, filled from the flags in `words`.
 
     Raises:
-        UnknownNameError: a flag that does not exist, with the closest one.
-        ConfigError: a value that cannot be read, or a required flag that is missing.
+        ConfigError: a flag that does not exist, with the closest one; a value that cannot be
+            read; a required flag that is missing.
         SystemExit: code 0 after `--help`.
     """
     import tyro
@@ -37,9 +44,9 @@ def parse(
     known = sorted(flags_of(kind))
     if not {"-h", "--help"} & set(words):
         for word in words:
-            name = word.split("=")[0].replace("_", "-")
-            if word.startswith("--") and name not in known:
-                raise UnknownNameError(f"flag of {prog}", word.split("=")[0], known)
+            flag = word.partition("=")[0]
+            if word.startswith("--") and flag.replace("_", "-") not in known:
+                raise unknown_flag(flag, known, prog)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -50,11 +57,28 @@ def parse(
                 description=description,
                 config=(tyro.conf.FlagCreatePairsOff,),
                 default=tyro.MISSING_NONPROP if default is None else default,
+                registry=registry,
             )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise ConfigError(f"{_plain(complaint.getvalue())}; see {prog} --help") from None
+        raise ConfigError(f"{_plain(complaint.getvalue())} (see {prog} --help)") from None
+
+
+def unknown_flag(flag: str, known: Sequence[str], prog: str) -> ConfigError:
+    """Return the error for a flag that does not exist."""
+    return ConfigError(f"unknown flag {flag!r}{closest(flag, known)} (see {prog} --help)")
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean ...?", or "" where nothing is near.
+
+    Example:
+        >>> closest("--jsn", ["--json", "--out"])
+        "; did you mean '--json'?"
+    """
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def flags_of(kind: type, prefix: str = "") -> Iterator[str]:
@@ -65,8 +89,9 @@ def flags_of(kind: type, prefix: str = "") -> Iterator[str]:
         >>> @dataclass
         ... class Flags:
         ...     max_rows: int = 3
+        ...     header: bool = True
         >>> list(flags_of(Flags))
-        ['--max-rows']
+        ['--max-rows', '--no-header']
     """
     import tyro
 
@@ -79,7 +104,10 @@ def flags_of(kind: type, prefix: str = "") -> Iterator[str]:
             yield from flags_of(inner, f"{prefix}{field.name}.")
         elif tyro.conf.Positional not in extras:
             named = [e.name for e in extras if getattr(e, "name", None)]
-            yield f"--{prefix}{named[0] if named else field.name}".replace("_", "-")
+            off = (
+                "no-" if inner is bool and field.default is True and not (prefix or extras) else ""
+            )
+            yield f"--{prefix}{off}{named[0] if named else field.name}".replace("_", "-")
 
 
 def emit(document: Any) -> None:
@@ -91,7 +119,8 @@ def out() -> Console:
     """Return the console for results (stdout)."""
     from rich.console import Console
 
-    return Console(file=sys.stdout, highlight=False, soft_wrap=False)
+    wide = None if sys.stdout.isatty() else 120
+    return Console(file=sys.stdout, highlight=False, width=wide)
 
 
 def err() -> Console:
@@ -114,8 +143,8 @@ def existing(path: Path, what: str) -> Path:
         raise InputError(
             f"{what} {str(path)!r} does not exist (there is no folder {str(folder)!r})"
         )
-    names = [p.name for p in folder.iterdir()]
-    raise InputError(f"{what} {str(path)!r} does not exist{did_you_mean(path.name, names)}")
+    near = closest(path.name, (p.name for p in folder.iterdir()))
+    raise InputError(f"{what} {str(path)!r} does not exist{near}")
 
 
 def size(count: float) -> str:

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from graftwork._errors import UnknownNameError
-from graftwork.cli._config import commented_yaml, flag_class, full_flags, value_of
+from graftwork.cli._config import (
+    commented_yaml,
+    flag_class,
+    full_flags,
+    named_choices,
+    value_of,
+)
 from graftwork.cli._shared import emit, existing, out, parse, share, size
 
 if TYPE_CHECKING:
@@ -90,6 +96,7 @@ def read(words: list[str]) -> tuple[RunConfig, Flags]:
         prog=PROG,
         description=HELP.format(tuners=", ".join(TUNERS), tuner=now),
         default=default,
+        registry=named_choices(),
     )
     config = RunConfig(**{name: getattr(flags, name) for name in names})
     return config, Flags(**{f.name: getattr(flags, f.name) for f in fields(Flags)})
@@ -113,7 +120,7 @@ def summary(result: RunResult[DeltaOutcome], report: Path) -> dict[str, Any]:
         "trained": dict(result.summary["trained"]),
         "steps": result.summary["steps"],
         "seconds": result.summary["seconds"],
-        "fields": list(result.delta.signature["fields"]),
+        "next": next_command(folder, result.delta.signature),
         "metrics": dict(result.metrics),
     }
 
@@ -137,13 +144,14 @@ def show(document: Mapping[str, Any]) -> None:
     console.print(table)
     console.print(f"delta   {document['delta']}", markup=False, soft_wrap=True)
     console.print(f"report  {document['report']}", markup=False, soft_wrap=True)
-    console.print(f"next    {next_command(document)}", markup=False, soft_wrap=True)
+    console.print(f"next    {document['next']}", markup=False, soft_wrap=True)
 
 
-def next_command(document: Mapping[str, Any]) -> str:
+def next_command(folder: Path, signature: Mapping[str, Any]) -> str:
     """Return the command that predicts with the delta of a run."""
-    texts = " ".join(f'"{name.upper()}"' for name in document["fields"])
-    return f"graftwork predict {shlex.quote(document['folder'])} --text {texts}"
+    texts = " ".join(f'"{name.upper()}"' for name in signature["fields"])
+    rows = f"--text {texts}" if signature["array"] is None else "--data ROWS"
+    return f"graftwork predict {shlex.quote(str(folder))} {rows}"
 
 
 def _choose(config: RunConfig, words: list[str]) -> RunConfig:

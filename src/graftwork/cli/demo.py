@@ -83,26 +83,22 @@ def _show(document: Mapping[str, Any], results: list[Result]) -> None:
 
     console = out()
     table = Table(title="accuracy by type of comparison, and on what was not learnt from")
-    table.add_column("method", no_wrap=True)
-    for column in results[0].accuracy:
-        table.add_column(column, justify="right")
-    for column in ("trained", "delta", "time"):
-        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("")
     for result in results:
-        table.add_row(
-            result.title,
-            *(f"{value:.2f}" for value in result.accuracy.values()),
-            share(result.share),
-            size(result.bytes),
-            f"{result.seconds:.0f} s",
-        )
+        table.add_column(result.title, justify="right", max_width=12)
+    for name in results[0].accuracy:
+        table.add_row(name, *(f"{result.accuracy[name]:.2f}" for result in results))
+    table.add_section()
+    table.add_row("weights changed", *(f"{result.changed:,}" for result in results))
+    table.add_row("and head, of the base", *(share(result.share) for result in results))
+    table.add_row("delta on disk", *(size(result.bytes) for result in results))
+    table.add_row("time", *(f"{result.seconds:.0f} s" for result in results))
     console.print(table)
     console.print(
-        f"trained: values and head that stay in the delta, of the base's "
-        f"{document['base_weights'] / 1e6:.1f} M weights. 0.5 % is of the "
-        f"{document['target_weights'] / 1e6:.1f} M in the encoder's layers: "
-        f"{results[-1].changed:,} values.",
+        f"0.5 % is of the {document['target_weights'] / 1e6:.1f} M weights in encoder layers; "
+        f"the base has {document['base_weights'] / 1e6:.1f} M.",
         style="dim",
+        soft_wrap=True,
     )
     _say(document, results)
 
@@ -114,12 +110,13 @@ def _say(document: Mapping[str, Any], results: list[Result]) -> None:
     frozen, delta = results[0], results[-1]
     low = ", ".join(f"{name} {frozen.accuracy[name]:.2f}" for name in CONTRAST)
     high = ", ".join(f"{name} {delta.accuracy[name]:.2f}" for name in CONTRAST)
-    console.print(f"\nwhere word order decides, the frozen base: {low}; with a delta: {high}")
+    console.print(f"\nwhere word order decides, the frozen base has  {low}", soft_wrap=True)
+    console.print(f"                          with the delta it has  {high}", soft_wrap=True)
     console.print("the base is unchanged: every tensor has the hash it was loaded with")
     console.print(f"\nreloaded from {delta.folder}/delta.safetensors:")
     for pair in document["predictions"]:
-        console.print(f'  "{pair["premise"]}"  "{pair["hypothesis"]}"', highlight=False)
+        console.print(f"  {pair['premise']} -> {pair['hypothesis']}", soft_wrap=True)
         console.print(f"    {pair['label']} ({pair['score']:.2f})")
-    console.print(f"\nreport  {document['report']}", soft_wrap=True)
+    console.print(f"\ntime    {document['seconds'] / 60:.1f} min")
+    console.print(f"report  {document['report']}", soft_wrap=True)
     console.print(f"next    {document['next']}", soft_wrap=True)
-    console.print(f"time    {document['seconds'] / 60:.1f} min")

@@ -70,12 +70,13 @@ def _show_tensors(found: DeltaDiff) -> None:
     from rich.table import Table
 
     changed = sorted((t for t in found.tensors if t.status != "same"), key=lambda t: -t.distance)
-    head = ("parameter", "status", "changed by a", "by b", "in common", "cosine", "distance")
-    table = Table(*head)
+    table = Table()
+    table.add_column("parameter", overflow="fold", min_width=24)
+    for title in ("by a", "by b", "in common", "cosine", "distance"):
+        table.add_column(title, justify="right", no_wrap=True)
     for tensor in changed[:SHOWN]:
         table.add_row(
             escape(tensor.name),
-            tensor.status,
             f"{tensor.changed[0]:,}",
             f"{tensor.changed[1]:,}",
             "" if tensor.overlap is None else share(tensor.overlap),

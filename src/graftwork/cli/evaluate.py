@@ -54,7 +54,7 @@ def main(words: list[str]) -> None:
     """Run `graftwork evaluate`."""
     flags = parse(Flags, words, prog="graftwork evaluate", description=HELP)
     delta = load_delta(flags.delta)
-    base = load_base(delta, flags.base, flags.device)
+    base = load_base(flags.delta, delta, flags.base, flags.device)
     results = _own_rows(flags, base, delta) if flags.data is None else _rows(flags, base, delta)
     document = {"delta": str(flags.delta), "base": base.name, "results": results}
     if flags.json:

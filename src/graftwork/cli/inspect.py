@@ -98,7 +98,7 @@ def _show_layers(report: Inspection) -> None:
             f"{layer.changed:,}",
             f"{layer.entries:,}",
             share(layer.share),
-            bar(layer.share / most, 20),
+            bar(layer.share / most, 14),
             f"{layer.bytes:,}",
         )
     for port in report.ports:

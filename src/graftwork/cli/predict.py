@@ -63,7 +63,7 @@ def main(words: list[str]) -> None:
     delta = load_delta(flags.delta)
     signature = Signature.from_json(delta.signature)
     table = _rows(flags, signature)
-    base = load_base(delta, flags.base, flags.device)
+    base = load_base(flags.delta, delta, flags.base, flags.device)
     lines = _lines(table, signature, predict(base, delta, table, flags.batch_size))
     if flags.out is not None:
         _write(flags.out, lines)

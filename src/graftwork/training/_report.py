@@ -79,8 +79,7 @@ def render(report: Report) -> str:
         _section("Where in the network the task lives", _places(report.tensors)),
         _section("Size ledger", _ledger(report)),
         _section("How to use the delta", _commands(report.commands)),
-        _section("Configuration", _pre(report.config)),
-        _section("Provenance", _provenance(report.provenance)),
+        _section("How it was made", _made(report.config, report.provenance)),
     ]
     facts = " · ".join(f"{escape(k)} <b>{escape(v)}</b>" for k, v in report.facts)
     return (
@@ -152,29 +151,40 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> str:
     marks = _stage_marks(history)
     last = max((float(row["step"]) for row in history if "step" in row), default=0.0)
     loss = _column(history, "loss")
-    window = max(1, len(loss) // 40)
+    window = max(1, len(loss) // 20)
+    held = Series("held-out", _column(history, "eval/loss"), "dots", 1)
     charts = [
         _figure(
-            "Training loss",
-            f"Mean over the batch (pale) and over the last {window} steps.",
+            "Loss",
+            "Training batches (pale) and their running mean; held-out rows where measured.",
             line_chart(
-                "training loss",
-                [Series("each step", loss, "faint"), Series("running mean", smooth(loss, window))],
+                "loss",
+                [
+                    Series("batch", loss, "faint"),
+                    Series("training", smooth(loss, window)),
+                    *([held] if len(held.points) > 1 else []),
+                ],
                 marks=marks,
                 x_last=last,
             ),
         )
     ]
-    named = sorted({k for row in history for k in row if k.startswith("eval/")})
+    overall = sorted({k for row in history for k in row if k.startswith("eval/")})
+    overall = [k for k in overall if k.count("/") == 1 and k != "eval/loss"]
     series = [
         Series(name.removeprefix("eval/"), _column(history, name), "dots", i % 4)
-        for i, name in enumerate(n for n in named if not n.endswith("loss"))
+        for i, name in enumerate(overall)
     ]
     charts.append(
         _figure(
             "Held-out metrics",
-            "Measured on evaluation rows during training; the last dot is the stored delta.",
-            line_chart("held-out metrics", series, marks=marks, x_last=last),
+            "The last dot is the stored delta.",
+            line_chart(
+                "held-out metrics",
+                [s for s in series if len(s.points) > 1],
+                marks=marks,
+                x_last=last,
+            ),
         )
     )
     density = _column(history, "density")
@@ -268,14 +278,15 @@ def _heat(
     cells = {(split[t.name][1], short[split[t.name][0]]): t.changed / t.numel for t in tensors}
     grid = Grid(
         cells=cells,
-        rows=list(dict.fromkeys(kind for kind, _ in cells)),
+        rows=sorted({kind for kind, _ in cells}),
         columns=[short[layer] for layer in layers],
         column_title=stem or "layer",
     )
     drawing = heat_map(grid, value_format=_short_percent, title="share changed, layer by kind")
     return _figure(
         "Share changed, by layer and kind of parameter",
-        "In percent of the entries; the deepest colour is the largest share of this delta.",
+        "In percent of the entries; the deepest colour is this delta's largest share, blank is "
+        "untouched.",
         drawing,
     )
 
@@ -322,14 +333,18 @@ def _commands(commands: Sequence[tuple[str, str]]) -> str:
     return "".join(f"<p>{escape(what)}</p>{_pre(command)}" for what, command in commands)
 
 
-def _provenance(provenance: Mapping[str, Any]) -> str:
-    if not provenance:
-        return ""
+def _made(config: str, provenance: Mapping[str, Any]) -> str:
     rows = [
         [key, value if isinstance(value, str) else json.dumps(value, default=str)]
         for key, value in provenance.items()
     ]
-    return _table(["field", "value"], rows)
+    return _folded("Provenance", _table(["field", "value"], rows) if rows else "") + _folded(
+        "Configuration, for graftwork adapt --config", _pre(config)
+    )
+
+
+def _folded(title: str, body: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>{body}</details>" if body else ""
 
 
 def _pre(text: str) -> str:

@@ -16,7 +16,7 @@ h2{font-size:18px;margin:0 0 12px}
 .facts{margin:0 0 20px}.facts b,figcaption b{color:var(--ink);font-weight:600}
 section,.tile{background:var(--card);border:1px solid var(--rule);border-radius:10px}
 section{padding:18px 20px;margin:0 0 18px}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(165px,1fr));gap:12px;
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(148px,1fr));gap:12px;
 margin:0 0 18px}
 .tile{padding:12px 16px}
 .tile span,.tile small{display:block;color:var(--soft);font-size:13px}

@@ -44,12 +44,11 @@ def write_report(folder: str | Path, title: str | None = None) -> Path:
 def report_of(run: RunFolder, result: Mapping[str, Any], ledger: Inspection, title: str) -> Report:
     """Return what the report of a run shows."""
     made = ledger.provenance
-    history = [*read_records(run.metrics)]
     return Report(
         title=title,
         facts=[(k, v) for k, v in _facts(made) if v],
         headline=_headline(result, ledger),
-        history=history,
+        history=read_records(run.metrics),
         groups=_groups(result["metrics"]),
         tensors=[
             TensorShare(t.name, math.prod(t.shape), t.changed, t.bytes) for t in ledger.tensors
@@ -87,7 +86,7 @@ def _headline(result: Mapping[str, Any], ledger: Inspection) -> list[tuple[str, 
     changed = sum(layer.changed for layer in ledger.layers)
     entries = sum(layer.entries for layer in ledger.layers)
     if entries:
-        detail = f"{changed:,} of {entries:,} in {len(ledger.tensors)} tensors"
+        detail = f"{changed:,} of {entries:,} in the {len(ledger.tensors)} tensors touched"
         tiles.append(("weights changed", percent(changed / entries), detail))
     else:
         tiles.append(("weights changed", "none", "what was learnt is in the head"))

@@ -1,0 +1,65 @@
+"""`graftwork demo` at a scale of seconds on a tiny base: every part of it runs."""
+
+import json
+
+import pytest
+
+from graftwork.cli import main
+from graftwork.cli._demo import Scale, methods
+
+KEYS = {
+    *("base", "base_weights", "target_weights", "targets", "results", "base_unchanged"),
+    *("predictions", "report", "next", "seconds"),
+}
+RESULT_KEYS = {
+    *("method", "title", "accuracy", "trained", "changed", "share", "bytes", "seconds", "folder"),
+}
+COLUMNS = {"same", "more-less", "not", "unrelated", "new words", "longer nouns"}
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("demo") / "out"
+
+
+def test_json(out, base, capsys):
+    assert main(["demo", "--quick", "--base", base, "--out", str(out), "--json"]) == 0
+    caught = capsys.readouterr()
+    found = json.loads(caught.out)
+    assert set(found) == KEYS
+    assert [r["method"] for r in found["results"]] == [
+        "head",
+        "full",
+        "random_mask",
+        "diff_pruning",
+    ]
+    assert all(set(r) == RESULT_KEYS for r in found["results"])
+    assert all(set(r["accuracy"]) == COLUMNS for r in found["results"])
+    head, full, mask, pruning = found["results"]
+    assert head["changed"] == 0
+    assert full["changed"] == found["target_weights"]
+    assert mask["changed"] == pruning["changed"] == int(0.005 * found["target_weights"])
+    assert found["predictions"][0]["premise"].startswith("the boy is more cheerful")
+    assert "4/4 diff pruning" in caught.err
+    assert (out / "diff_pruning/report.html").is_file()
+    assert found["report"] == str(out / "diff_pruning/report.html")
+
+
+def test_again_goes_on_where_it_was_and_prints_for_people(out, base, capsys):
+    before = (out / "random_mask/delta.safetensors").read_bytes()
+    assert main(["demo", "--quick", "--base", base, "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    for shown in ("more-less", "random mask", "the base is unchanged", "reloaded from", "next "):
+        assert shown in text
+    assert (out / "random_mask/delta.safetensors").read_bytes() == before
+
+
+def test_another_seed_in_the_same_folder_is_an_error(out, base, capsys):
+    assert main(["demo", "--quick", "--base", base, "--out", str(out), "--seed", "1"]) == 2
+    assert "seed: 0, not 1" in capsys.readouterr().err
+
+
+def test_the_real_scale_is_within_the_budget_of_steps():
+    scale = Scale()
+    assert sum(m.steps for m in methods(scale)) <= 1000
+    assert scale.batch_size <= 32
