@@ -27,8 +27,9 @@ PROG = "graftwork adapt"
 HELP = """Learn a delta for your data; the base never changes.
 
 The flags are the fields of the configuration; a group may be left out where the name is unique
-(--steps is --train.steps). Flags override the YAML of --config. Flags of a tuner: {tuners},
-each shown by --tuner NAME --help (now: {tuner}).
+(--steps is --train.steps). Flags override the YAML of --config. The flags of a tuner are shown by
+--tuner NAME --help (now: {tuner}); NAME is one of
+{tuners}.
 
 example: graftwork adapt --base minilm --data reviews.csv --inputs sentence \\
              --tuner diff_pruning --share 0.005 --out runs/reviews

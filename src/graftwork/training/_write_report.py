@@ -44,6 +44,7 @@ def write_report(folder: str | Path, title: str | None = None) -> Path:
 def report_of(run: RunFolder, result: Mapping[str, Any], ledger: Inspection, title: str) -> Report:
     """Return what the report of a run shows."""
     made = ledger.provenance
+    base = (run.config() or {}).get("base", made.get("base"))
     return Report(
         title=title,
         facts=[(k, v) for k, v in _facts(made) if v],
@@ -61,7 +62,7 @@ def report_of(run: RunFolder, result: Mapping[str, Any], ledger: Inspection, tit
             **({"unreached": result["unreached"]} if result.get("unreached") else {}),
             "threads": result.get("threads"),
         },
-        commands=_commands(run.path, result["outcome"]["file"], ledger),
+        commands=_commands(run.path, result["outcome"]["file"], str(base), ledger),
     )
 
 
@@ -110,17 +111,16 @@ def _groups(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
     return groups
 
 
-def _commands(folder: Path, file: str, ledger: Inspection) -> list[tuple[str, str]]:
+def _commands(folder: Path, file: str, base: str, ledger: Inspection) -> list[tuple[str, str]]:
     fields = [str(name) for name in ledger.signature.get("fields", ())]
     texts = " ".join(f'"{name.upper()}"' for name in fields)
     record = json.dumps({name: name.upper() for name in fields})
     place = shlex.quote(str(folder))
-    base = str(ledger.provenance.get("base", ""))
     python = (
-        "from graftwork import bases, deltas, tasks\n\n"
-        f"base = bases.load({base!r})\n"
-        f"delta = deltas.load({str(folder / file)!r})\n"
-        f"tasks.predict(base, delta, [{record}])"
+        "from graftwork import load_base, load_delta, predict\n\n"
+        f"base = load_base({base!r})\n"
+        f"delta = load_delta({str(folder / file)!r})\n"
+        f"predict(base, delta, [{record}])"
     )
     return [
         ("From a shell:", f"graftwork predict {place} --text {texts}"),
