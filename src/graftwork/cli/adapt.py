@@ -108,7 +108,7 @@ def summary(result: RunResult[DeltaOutcome], report: Path) -> dict[str, Any]:
     from graftwork.deltas import inspect
 
     ledger = inspect(result.delta)
-    entries = sum(layer.entries for layer in ledger.layers)
+    entries = ledger.provenance["target_entries"]
     folder = result.folder
     assert folder is not None
     return {
@@ -135,8 +135,8 @@ def show(document: Mapping[str, Any]) -> None:
     for name, value in document["metrics"].items():
         table.add_row(escape(name), f"{value:.4g}")
     changed, entries = document["changed"], document["entries"]
-    if entries:
-        table.add_row("values changed", f"{changed:,} of {entries:,} ({share(changed / entries)})")
+    shown = f" ({share(changed / entries)})" if entries else ""
+    table.add_row("weights changed", f"{changed:,} of {entries:,}{shown}")
     for role, count in document["trained"].items():
         table.add_row(f"trained {role}", f"{count:,}")
     table.add_row("delta", f"{size(document['bytes'])}")

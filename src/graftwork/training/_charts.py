@@ -26,7 +26,7 @@ class Series:
         name: shown in the legend and on hover.
         points: (x, y) pairs, x increasing.
         style: "line", "faint" (raw values behind a smoothed line) or "dots" (few measurements).
-        tone: which of the page's four line colours, 0 to 3.
+        tone: which of the page's line colours, 0 to 3.
     """
 
     name: str
@@ -141,8 +141,8 @@ def stacked_bar(parts: Sequence[tuple[str, float]], *, value_format: Format, tit
     for i, (name, value) in enumerate(parts):
         width, shown = WIDTH * value / total, value_format(value)
         text = f"{name}: {shown}, {value / total:.0%}"
-        drawn.append(_rect(f"tone{i % 4} part", (x, 0, width, 28), hover=text))
-        keys.append(_key(i % 4, f"{escape(name)} <b>{escape(shown)}</b> ({value / total:.0%})"))
+        drawn.append(_rect(f"tone{i % 5} part", (x, 0, width, 28), hover=text))
+        keys.append(_key(i % 5, f"{escape(name)} <b>{escape(shown)}</b> ({value / total:.0%})"))
         x += width
     return _svg(title, 28, drawn) + f'<p class="legend">{"".join(keys)}</p>'
 
@@ -229,7 +229,11 @@ def _marks(frame: Frame, marks: Sequence[Mark]) -> str:
     for mark in marks:
         x, y = frame.at(mark.x, frame.y[0])
         parts.append(_line("mark", (x, frame.top - 14), (x, y)))
-        parts.append(_text("mark-label", x + 5, frame.top - 6, mark.label))
+        late = x > 0.8 * WIDTH
+        anchor = "end" if late else "start"
+        parts.append(
+            _text("mark-label", x - 5 if late else x + 5, frame.top - 6, mark.label, anchor)
+        )
     return "".join(parts)
 
 

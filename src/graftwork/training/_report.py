@@ -213,11 +213,14 @@ def _column(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float,
 
 
 def _stage_marks(history: Sequence[Mapping[str, Any]]) -> list[Mark]:
+    """Return where stages begin: behind the last record of the stage before."""
     marks: list[Mark] = []
+    reached = 0.0
     for row in history:
         stage = row.get("stage")
-        if stage is not None and "step" in row and (not marks or marks[-1].label != stage):
-            marks.append(Mark(float(row["step"]), str(stage)))
+        if stage is not None and (not marks or marks[-1].label != stage):
+            marks.append(Mark(reached, str(stage)))
+        reached = float(row.get("step", reached))
     return marks if len(marks) > 1 else []
 
 

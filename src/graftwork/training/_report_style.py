@@ -2,9 +2,9 @@
 
 STYLE = """
 :root{--page:#fbfbfa;--card:#fff;--ink:#1d2126;--soft:#66707b;--rule:#e4e6e9;--grid:#f1f2f4;
---tone0:#2467ad;--tone1:#d17a1d;--tone2:#2c8a68;--tone3:#8659b5;--heat:#2467ad;--deep:#fff;--code:#f3f4f6}
+--tone0:#2467ad;--tone1:#d17a1d;--tone2:#2c8a68;--tone3:#8659b5;--tone4:#8b95a1;--heat:#2467ad;--deep:#fff;--code:#f3f4f6}
 @media (prefers-color-scheme:dark){:root{--page:#14171a;--card:#1b1f23;--ink:#e4e7ea;--soft:#98a2ad;
---rule:#2e343a;--grid:#23282d;--tone0:#6aabea;--tone1:#eba556;--tone2:#63c29d;--tone3:#ba95e0;
+--rule:#2e343a;--grid:#23282d;--tone0:#6aabea;--tone1:#eba556;--tone2:#63c29d;--tone3:#ba95e0;--tone4:#77828d;
 --heat:#5b9fe0;--deep:#0c1116;--code:#23282d}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);
@@ -33,6 +33,7 @@ polyline{fill:none;stroke-width:2;stroke-linejoin:round}
 .stroke0{stroke:var(--tone0)}.stroke1{stroke:var(--tone1)}.stroke2{stroke:var(--tone2)}.stroke3{stroke:var(--tone3)}
 .tone0{fill:var(--tone0);background:var(--tone0)}.tone1{fill:var(--tone1);background:var(--tone1)}
 .tone2{fill:var(--tone2);background:var(--tone2)}.tone3{fill:var(--tone3);background:var(--tone3)}
+.tone4{fill:var(--tone4);background:var(--tone4)}
 .bar{fill:var(--tone0)}.grid{fill:var(--grid)}.heat{fill:var(--heat)}
 .legend{display:flex;flex-wrap:wrap;gap:4px 18px;margin:8px 0 0;font-size:13px;color:var(--soft)}
 .legend b{color:var(--ink);font-weight:600}

@@ -199,11 +199,19 @@ def provenance(
     return {
         "base": named,
         **{key: tree[key] for key in kept},
+        "target_entries": target_entries(config, adaptation),
         "data_digests": {name: stream.digest for name, stream in task.streams.items()},
         "steps": fitted.steps,
         "unreached": list(adaptation.unreached),
         "versions": versions(),
     }
+
+
+def target_entries(config: RunConfig, adaptation: Adaptation) -> int:
+    """Return the entries of the tensors to tune: what a tuner's `share` is a share of."""
+    names, left_out = adaptation.base.names, set(adaptation.unreached)
+    chosen = names.match(config.targets or ("*",), config.exclude)
+    return sum(names[name].numel for name in chosen if name not in left_out)
 
 
 def _recorder(config: RunConfig, folder: RunFolder, checkpoints: Checkpoints) -> Recorder:

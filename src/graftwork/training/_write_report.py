@@ -79,20 +79,17 @@ def _facts(made: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _headline(result: Mapping[str, Any], ledger: Inspection) -> list[tuple[str, str, str]]:
-    tiles = [
-        (name, f"{value:.4g}", "held-out rows")
-        for name, value in result["metrics"].items()
-        if "/" not in name
-    ][:2]
+    main = next((name for name in result["metrics"] if "/" not in name), None)
+    tiles = [(main, f"{result['metrics'][main]:.4g}", "held-out rows")] if main else []
     changed = sum(layer.changed for layer in ledger.layers)
-    entries = sum(layer.entries for layer in ledger.layers)
-    if entries:
-        detail = f"{changed:,} of {entries:,} in the {len(ledger.tensors)} tensors touched"
+    entries = ledger.provenance.get("target_entries") or sum(t.entries for t in ledger.layers)
+    if changed:
+        detail = f"{changed:,} of {entries:,} target weights"
         tiles.append(("weights changed", percent(changed / entries), detail))
     else:
         tiles.append(("weights changed", "none", "what was learnt is in the head"))
     ports = sum(port.bytes for port in ledger.ports)
-    tiles.append(("delta on disk", size(ledger.bytes), f"of these {size(ports)} in ports"))
+    tiles.append(("delta on disk", size(ledger.bytes), f"of these {size(ports)} in the head"))
     tiles.append(("training", _clock(result["seconds"]), f"{result['steps']:,} steps"))
     return tiles
 
