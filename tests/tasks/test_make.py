@@ -301,7 +301,6 @@ def test_an_input_the_base_cannot_take_is_named() -> None:
         ({"metrics": ("acc",)}, UnknownNameError, "unknown metric 'acc'"),
         ({"pooling": "avg"}, UnknownNameError, "unknown pooling 'avg'"),
         ({"features": ("u", "w")}, UnknownNameError, "unknown feature 'w'"),
-        ({"kind": "ranking"}, UnknownNameError, "unknown kind 'ranking'"),
     ],
 )
 def test_bad_configurations_are_named(
@@ -309,6 +308,12 @@ def test_bad_configurations_are_named(
 ) -> None:
     with pytest.raises(error, match=message):
         TaskConfig(**fields)
+
+
+@pytest.mark.usefixtures("untyped")
+def test_an_unknown_kind_is_named() -> None:
+    with pytest.raises(UnknownNameError, match="unknown kind 'ranking'"):
+        TaskConfig(kind="ranking")  # type: ignore[arg-type]
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import itertools
 import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from graftwork.tasks._pooling import VECTOR_KEYS, combine, pool, tensor_of
 from graftwork.tasks._table import Table
 
 
+@runtime_checkable
 class TaskBase(BaseLike, Protocol):
     """What tasks need of a base beyond `BaseLike`; `graftwork.bases.Base` is one."""
 
@@ -46,6 +47,7 @@ class TaskBase(BaseLike, Protocol):
         """The most tokens it reads, where it states them."""
 
 
+@runtime_checkable
 class CallSpec(Protocol):
     """What a call reads of a signature."""
 

@@ -9,7 +9,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ PICTURE_MEMORY = 1 << 30
 """Decoded pictures are kept up to this many bytes; beyond it each batch decodes its own again."""
 
 
+@runtime_checkable
 class Encoded(Protocol):
     """All rows of a table, ready to be put into batches."""
 

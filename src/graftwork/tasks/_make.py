@@ -92,9 +92,8 @@ def task_from_tables(
         UnsupportedError: the base cannot be called with these inputs.
 
     Example:
-        >>> from types import SimpleNamespace
-        >>> model = torch.nn.Linear(2, 4).eval()
-        >>> base = SimpleNamespace(model=model, tokenizer=None, pooling=None, max_length=None)
+        >>> from graftwork.bases import load
+        >>> base = load(torch.nn.Linear(2, 4))
         >>> x = [[0.0, 1.0], [1.0, 0.0], [1.0, 1.0], [0.0, 0.0]]
         >>> table = Table({"x": x, "label": ["up", "down", "up", "down"]})
         >>> task = task_from_tables(base, {"train": table, "eval": table}, batch_size=2)

@@ -40,7 +40,7 @@ class Table:
         ['fine', 'good']
     """
 
-    columns: Mapping[str, Column]
+    columns: Mapping[str, Any]
     source: str = "the table"
     origin: NDArray[np.int64] | None = None
 
@@ -79,7 +79,8 @@ class Table:
         """
         if name not in self.columns:
             raise UnknownNameError(f"column of {self.source}:", name, self.columns)
-        return self.columns[name]
+        values: Column = self.columns[name]
+        return values
 
     def __contains__(self, name: object) -> bool:
         """Return whether there is a column of this name."""
