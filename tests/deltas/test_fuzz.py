@@ -28,6 +28,9 @@ from graftwork.deltas import (
     Update,
 )
 
+# run-time type checkers look at random items, also while strategies draw
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module inside")
+
 
 def sample():
     """Every term, support and stored type in one file."""

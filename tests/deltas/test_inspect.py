@@ -18,6 +18,9 @@ from graftwork.deltas import (
     Update,
 )
 
+# run-time type checkers look at random items, also while strategies draw
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module inside")
+
 
 @settings(max_examples=50)
 @given(whole_deltas())

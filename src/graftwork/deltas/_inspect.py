@@ -249,8 +249,8 @@ def _totals(delta: Delta, tensors: tuple[TensorReport, ...]) -> tuple[int, float
         for name, update in delta.updates.items()
         if update.sparse is not None
     }
-    bits = sum(8.0 * tensor.position_bytes for tensor in tensors)
-    bound = sum(entropy_bits(math.prod(delta.updates[n].shape), k) for n, k in counts.items())
+    bits = 8.0 * sum(tensor.position_bytes for tensor in tensors)
+    bound = math.fsum(entropy_bits(math.prod(delta.updates[n].shape), k) for n, k in counts.items())
     return sum(t.kept for t in tensors), bits, bound, sum(counts.values())
 
 

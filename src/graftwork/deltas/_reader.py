@@ -125,6 +125,8 @@ def read_delta(header: object, body: memoryview) -> Delta:
     }
     signature, processing = record.take("signature", dict, {}), record.take("processing", dict, {})
     provenance, extra = record.take("provenance", dict, {}), record.take("extra", dict, {})
+    if not all(isinstance(value, str) for value in processing.values()):
+        raise DeltaFileError(f"processing must hold texts, got {_short(processing)}")
     asserted = record.take("asserted", bool, False)
     record.close()
     plan.bind(body)

@@ -63,7 +63,7 @@ def canonical_json(value: object, where: str) -> bytes:
     return text.encode("ascii")
 
 
-def check_shape(shape: tuple[int, ...]) -> None:
+def check_shape(shape: tuple[Any, ...]) -> None:
     """Check that a tensor of `shape` can exist.
 
     Raises:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from graftwork.deltas._codec import RiceCode, RunCode, encode
@@ -164,6 +165,6 @@ def tensor_bytes(tensor: Tensor) -> bytes:
     return bits.astype(f"<i{width}", copy=False).tobytes()
 
 
-def positions_checksum(positions: np.ndarray[Any, Any]) -> int:
+def positions_checksum(positions: NDArray[np.int64]) -> int:
     """Return the CRC-32 of positions `(k,)`, which tells a generator that drifted."""
     return zlib.crc32(positions.astype("<i8", copy=False).tobytes())
