@@ -1,0 +1,6 @@
+"""Settings of all tests: hypothesis draws the same examples every time, on machines of any speed."""
+
+from hypothesis import settings
+
+settings.register_profile("graftwork", derandomize=True, deadline=None)
+settings.load_profile("graftwork")
