@@ -1,4 +1,4 @@
-"""Settings of all tests: hypothesis draws the same examples every time, on machines of any speed."""
+"""Settings of all tests: hypothesis draws the same examples each time, at any machine speed."""
 
 from hypothesis import settings
 
