@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.tuning.oracle import naive_step
+from tests.tuning.support import plain_base
 from torch import nn
 
 from graftwork.tuning import DiffPruning
@@ -12,8 +14,6 @@ from graftwork.tuning._groups import groups_of
 from graftwork.tuning._layout import layout_of
 from graftwork.tuning._penalty import Penalty
 from graftwork.tuning._uniform import UniformStream
-from tests.tuning.oracle import naive_step
-from tests.tuning.support import plain_base
 
 
 def model() -> nn.Module:
@@ -57,7 +57,7 @@ def pieces(base, flat):
 @pytest.mark.parametrize("progress", [0.1, 0.5])
 def test_one_step_is_what_autograd_says(groups, tile, progress, monkeypatch):
     monkeypatch.setattr(tiles, "TILE", tile)
-    base, attachment = attach(groups)
+    base, attachment = attach(groups, pressure=False)
     state = {k: v.clone() for k, v in attachment.tensors().items()}
     x, y = torch.randn(11, 7, dtype=torch.float64), torch.randn(11, 2, dtype=torch.float64)
 
@@ -143,7 +143,7 @@ def test_penalty_is_the_formula_and_its_gradient(groups, form):
 
 
 def test_penalty_reaches_the_gates_and_gates_fall():
-    base, attachment = attach("tensor", density="penalty", lambda_l0=1.0)
+    _, attachment = attach("tensor", density="penalty", lambda_l0=1.0)
     with torch.no_grad():
         attachment.tensors()["values"].zero_()
     attachment.prepare(0.0, seed=0)
@@ -154,7 +154,7 @@ def test_penalty_reaches_the_gates_and_gates_fall():
 
 
 def test_settled_is_the_median_draw_and_restores_determinism():
-    base, attachment = attach("tensor", dtype=torch.float32)
+    _, attachment = attach("tensor", dtype=torch.float32)
     x = torch.randn(4, 7)
     with attachment.settled() as module:
         first = module(x)
@@ -184,3 +184,37 @@ def test_group_numbers():
     assert groups_of(layout, lambda name: name.endswith("bias")).count == 2
     neurons = groups_of(layout, "neuron").of_positions(layout, torch.tensor([0, 6, 7, 63, 71]))
     assert neurons.tolist() == [0, 0, 1, 9, 9]
+
+
+@pytest.mark.parametrize("groups", [None, "tensor", "neuron"])
+@pytest.mark.parametrize("shift_groups", [True, False])
+@pytest.mark.parametrize("tile", [16, 1 << 17])
+def test_pressure_is_the_lagrangian_gradient(groups, shift_groups, tile, monkeypatch):
+    monkeypatch.setattr(tiles, "TILE", tile)
+    x = torch.randn(11, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    gradients = []
+    for pressure in (False, True):
+        base, attachment = attach(groups, pressure=pressure, shift_groups=shift_groups)
+        attachment.prepare(0.7, seed=3)
+        attachment.module(x).square().mean().backward()
+        attachment.collect()
+        gradients.append([p.grad.clone() for p in attachment.groups()[1].parameters])
+    state, gate = attachment.tensors(), attachment._settings.gate
+    shift = state["shift"].item()
+    alpha = (state["gates"].clone() - shift).requires_grad_()
+    group_alpha = state["group_gates"].clone() - (shift if shift_groups else 0.0)
+    group_alpha.requires_grad_()
+    on = gate.on(alpha)
+    if groups is not None:
+        layout = layout_of(base, list(base.names.pieces))
+        owner = groups_of(layout, groups).of_positions(layout, torch.arange(layout.numel))
+        on = on * gate.on(group_alpha)[owner]
+    slopes = torch.autograd.grad(on.sum(), [alpha, group_alpha], allow_unused=True)
+    shifted = 1 + (groups is not None and shift_groups)
+    gains = sum(g.sum() for g in gradients[0][:shifted])
+    price = -gains / sum(s.sum() for s in slopes[:shifted])
+    assert attachment.report()["price"] == pytest.approx(price.item(), rel=1e-6)
+    for plain, pressed, slope in zip(*gradients, slopes, strict=False):
+        torch.testing.assert_close(pressed, plain + price * slope, rtol=1e-6, atol=1e-12)
+    total = sum(g.sum() for g in gradients[1][:shifted])
+    assert abs(total) < 1e-9 * sum(g.abs().sum() for g in gradients[0])

@@ -70,6 +70,8 @@ class DiffPruning(Tuner):
     """Steered: last expected density, in shares; what is too much the projection cuts off."""
     shift_groups: bool = True
     """Steered: whether group gates are shifted as well."""
+    pressure: bool = True
+    """Steered: whether gates that gain less than the going price of density are pressed shut."""
     penalty: PenaltyForm = "product"
     """Penalty over groups: "product" is the paper's formula, "additive" the authors' program."""
     lambda_l0: float | None = None
@@ -193,6 +195,7 @@ class DiffPruning(Tuner):
             steering=steering,
             penalty=penalty,
             shift_groups=self.shift_groups,
+            pressure=self.pressure and steering is not None,
             draw=self.draw,
             start=self.start,
             seed=seed,

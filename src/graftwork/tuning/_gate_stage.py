@@ -47,6 +47,7 @@ class GateSettings:
         steering: finds the shift of the logits; None with a penalty.
         penalty: pushes the logits down; None with steering.
         shift_groups: whether the shift acts on group gates too.
+        pressure: whether gates below the price of density are pressed shut while steered.
         draw: how gates are drawn for the projection.
         start: where the fixed-mask stage starts.
         seed: seeds the draw for the projection.
@@ -59,6 +60,7 @@ class GateSettings:
     steering: Steering | None
     penalty: Penalty | None
     shift_groups: bool
+    pressure: bool
     draw: DrawMode
     start: Start
     seed: int
@@ -95,6 +97,7 @@ class GateStage(Attachment):
         ]
         self._shift = torch.zeros(1, dtype=torch.float64)
         self._steps = torch.zeros(1, dtype=torch.int64)
+        self._pressed, self._price = False, 0.0
         self._tiles = GateTiles(
             layout,
             self._working,
@@ -113,7 +116,9 @@ class GateStage(Attachment):
     def prepare(self, progress: float, *, seed: int) -> None:
         """Find the shift for `progress`, draw every gate once, write the working weights."""
         self._steer(progress)
-        self._draw(UniformStream(seed, self._layout.device))
+        # a shift of exactly 0 means that the path still holds density 1
+        self._pressed = self._settings.pressure and float(self._shift) != 0.0
+        self._draw(UniformStream(seed, self._layout.device), count_open=self._pressed)
 
     def _steer(self, progress: float) -> None:
         steering = self._settings.steering
@@ -121,12 +126,13 @@ class GateStage(Attachment):
             alpha, groups = self._alpha.detach(), self._group_alpha.detach()
             self._shift.fill_(steering.shift(progress, alpha, self._flat, groups))
 
-    def _draw(self, stream: UniformStream | None) -> None:
-        shift = float(self._shift)
+    def _shifted_groups(self) -> Tensor:
         groups = self._group_alpha.detach()
-        if self._settings.shift_groups:
-            groups = groups - shift
-        self._tiles.draw(shift, groups, stream)
+        return groups - float(self._shift) if self._settings.shift_groups else groups
+
+    def _draw(self, stream: UniformStream | None, *, count_open: bool = False) -> None:
+        groups = self._shifted_groups()
+        self._tiles.draw(float(self._shift), groups, stream, count_open=count_open)
 
     @torch.no_grad()
     def collect(self) -> None:
@@ -136,13 +142,15 @@ class GateStage(Attachment):
         self._working.drop_gradients()
         for parameter, gradient in zip(self._values, values, strict=True):
             parameter.grad = None if gradient is None else gradient.view(parameter.shape)
-        groups = self._group_alpha.detach()
-        if self._settings.shift_groups:
-            groups = groups - float(self._shift)
-        group_gradient = group_gates * self._settings.gate.slope(self._tiles.group_gates)
-        if self._settings.penalty is not None:
-            self._settings.penalty.add_gradient(
+        groups, settings = self._shifted_groups(), self._settings
+        group_gradient = group_gates * settings.gate.slope(self._tiles.group_gates)
+        if settings.penalty is not None:
+            settings.penalty.add_gradient(
                 self._alpha.detach(), groups, self._tiles.gates, group_gradient
+            )
+        if self._pressed:
+            self._price = self._tiles.press(
+                float(self._shift), groups, group_gradient, shift_groups=settings.shift_groups
             )
         self._alpha.grad = self._tiles.gates
         if self._group_alpha.numel():
@@ -182,9 +190,7 @@ class GateStage(Attachment):
         expected = gate.on(self._alpha.detach() - shift).mul_(self._flat.abs())
         groups = self._settings.groups
         if groups is not None:
-            group_on = gate.on(
-                self._group_alpha.detach() - (shift if self._settings.shift_groups else 0.0)
-            )
+            group_on = gate.on(self._shifted_groups())
             for slot, own in zip(self._layout.slots, groups.slots, strict=True):
                 part = expected[slot.start : slot.stop].view(own.rows, -1)
                 part.mul_(group_on[own.first : own.first + own.rows, None])
@@ -253,7 +259,7 @@ class GateStage(Attachment):
             density, touched = settings.steering.measure(
                 alpha, self._flat, groups, scalars["shift"]
             )
-            scalars |= {"density": density, "touched": touched}
+            scalars |= {"density": density, "touched": touched, "price": self._price}
         if self._group_alpha.numel():
             opened = self._tiles.group_gates.count_nonzero()
             scalars["open_groups"] = float(opened) / self._group_alpha.numel()

@@ -5,6 +5,7 @@ memory. Tiles keep them in the cache, so that memory sees only what must be read
 
     prepare   read W, w, alpha; write z, W'        20 bytes an entry
     collect   read g, w, z; write g z, dL/dalpha   20 bytes an entry, the last two in place
+    press     read alpha; add to dL/dalpha         12 bytes an entry, while density falls
 
 Two identities save the logarithms and a buffer. With e = exp(c - alpha), the sigmoid of
 log u - log(1 - u) + alpha - c is u / (u + (1 - u) e). And dz/dalpha = (z - l)(r - z) / (r - l)
@@ -92,6 +93,7 @@ class GateTiles:
         count = 0 if groups is None else groups.count
         self.group_gates = values.new_ones(count)
         self._plain = [1.0] * count
+        self._sums = _Sums(values.new_zeros(max(1, count)), values.new_zeros(max(1, count)))
 
     def _cut(self, values: Tensor, alpha: Tensor, groups: Groups | None) -> list[Tile]:
         size = TILE if values.device.type == "cpu" else TILE_ACCELERATOR
@@ -122,15 +124,24 @@ class GateTiles:
                 )
         return tiles
 
-    def draw(self, shift: float, group_alpha: Tensor, stream: UniformStream | None) -> None:
+    def draw(
+        self,
+        shift: float,
+        group_alpha: Tensor,
+        stream: UniformStream | None,
+        *,
+        count_open: bool = False,
+    ) -> None:
         """Draw gates for the logits minus `shift` and write the working weights.
 
         Arguments:
             shift: subtracted from the weights' logits.
             group_alpha: `(g,)` logits of the group gates, their shift already subtracted.
             stream: uniform numbers; None for the deterministic gates (u = 1/2).
+            count_open: whether to sum the probabilities of open gates, for `press`.
         """
         self._shift.fill_(shift * _LOG2_E)
+        self._sums.clear()
         if group_alpha.numel():
             if stream is None:
                 drawn = self._gate.settled(group_alpha)
@@ -139,10 +150,10 @@ class GateTiles:
             self.group_gates.copy_(drawn)
             self._plain = self.group_gates.tolist()
         for tile in self._tiles:
-            self._draw_tile(tile, stream)
+            self._draw_tile(tile, stream, count_open)
         self._working.flush()
 
-    def _draw_tile(self, tile: Tile, stream: UniformStream | None) -> None:
+    def _draw_tile(self, tile: Tile, stream: UniformStream | None, count_open: bool) -> None:
         count = tile.values.numel()
         u, e, gates = self._a[:count], self._b[:count], tile.gates
         if stream is None:
@@ -151,6 +162,8 @@ class GateTiles:
             stream.into(u)
         torch.sub(self._shift, tile.alpha, alpha=_LOG2_E, out=e)
         torch.exp2(e, out=e)
+        if count_open:
+            self._count_open(tile, e)
         torch.lerp(e, self._one, u, out=e)
         torch.div(u, e, out=gates)
         torch.add(self._low, gates, alpha=self._gate.high - self._gate.low, out=gates)
@@ -161,6 +174,19 @@ class GateTiles:
             return
         torch.mul(gates.view(tile.rows, -1), self._rows_of(tile), out=u.view(tile.rows, -1))
         torch.addcmul(tile.base, u, tile.values, out=tile.work)
+
+    def _count_open(self, tile: Tile, e: Tensor) -> None:
+        """Add P(z > 0) = 1 / (1 + e exp(offset)) and its square to the sums of the groups."""
+        on = tile.gates  # about to be overwritten by the draw
+        torch.add(self._one, e, alpha=math.exp(self._gate.offset), out=on)
+        on.reciprocal_()
+        if tile.rows == 1:
+            self._sums.add(tile.first, on.sum(), torch.dot(on, on))
+            return
+        matrix = on.view(tile.rows, -1)
+        self._sums.first[tile.first : tile.first + tile.rows] += matrix.sum(1)
+        matrix.square_()
+        self._sums.second[tile.first : tile.first + tile.rows] += matrix.sum(1)
 
     def _rows_of(self, tile: Tile) -> Tensor:
         return self.group_gates[tile.first : tile.first + tile.rows, None]
@@ -221,6 +247,65 @@ class GateTiles:
         torch.ops.aten.hardtanh_backward.grad_input(t, gates, 0.0, 1.0, grad_input=gates)
         return dot
 
+    def press(
+        self, shift: float, group_alpha: Tensor, group_gradient: Tensor, *, shift_groups: bool
+    ) -> float:
+        """Add the pressure under which a common shift of all logits gains nothing.
+
+        The gates are to lower the loss L at a given expected density E. The gradient of
+        L + mu E, with mu such that its components for the shifted logits add up to 0, is what is
+        left of the gradient once the common part, which the next shift undoes anyway, is taken
+        out: an entry whose own gain is below mu P(1 - P) is pushed shut. Without it Adam, which
+        knows signs better than sizes, lets every gate rise and noise decides which stay open.
+
+        Call it after `draw(..., count_open=True)` and `collect`.
+
+        Arguments:
+            shift: of the weights' logits, as drawn.
+            group_alpha: `(g,)` logits of the group gates, their shift already subtracted.
+            group_gradient: `(g,)` dL/dalpha of the group gates; added to in place.
+            shift_groups: whether group logits take part in the shift.
+
+        Returns:
+            mu: what one more open gate costs.
+        """
+        first, second = self._sums.totals()
+        grouped = group_alpha.numel() > 0
+        group_on = self._gate.on(group_alpha) if grouped else first.new_ones(1)
+        slopes = (group_on * (first - second)).sum()
+        gains = self._gates_sum()
+        group_slope = group_on * (1.0 - group_on) * first
+        if grouped and shift_groups:
+            slopes, gains = slopes + group_slope.sum(), gains + group_gradient.sum()
+        if float(slopes) == 0.0:
+            return 0.0
+        price = -float(gains / slopes)
+        if grouped:
+            group_gradient.add_(group_slope, alpha=price)
+        costs = (group_on * price).tolist()
+        offset = self._shift.new_tensor(-(shift + self._gate.offset))
+        for tile in self._tiles:
+            self._press_tile(tile, offset, group_on, price, costs)
+        return price
+
+    def _press_tile(
+        self, tile: Tile, offset: Tensor, group_on: Tensor, price: float, costs: list[float]
+    ) -> None:
+        count = tile.values.numel()
+        on, slope = self._a[:count], self._b[:count]
+        torch.add(offset, tile.alpha, out=on)
+        torch.sigmoid(on, out=on)
+        torch.addcmul(on, on, on, value=-1.0, out=slope)
+        if tile.rows == 1:
+            tile.gates.add_(slope, alpha=costs[tile.first])
+            return
+        matrix = slope.view(tile.rows, -1)
+        weights = group_on[tile.first : tile.first + tile.rows, None]
+        tile.gates.view(tile.rows, -1).addcmul_(matrix, weights, value=price)
+
+    def _gates_sum(self) -> Tensor:
+        return torch.stack([tile.gates.sum() for tile in self._tiles]).sum()
+
     def difference(self) -> Tensor:
         """Return `(d,)` z z_g w of the last draw."""
         out = torch.empty_like(self.gates)
@@ -232,3 +317,34 @@ class GateTiles:
             if self._plain:
                 part.view(tile.rows, -1).mul_(self._rows_of(tile))
         return out
+
+
+class _Sums:
+    """Sums over each group of P(z > 0) and of its square; one number a tile is added up late.
+
+    Attributes:
+        first: `(g,)` sums of P from tiles with several groups.
+        second: `(g,)` sums of P squared from them.
+    """
+
+    def __init__(self, first: Tensor, second: Tensor) -> None:
+        self.first, self.second = first, second
+        self._owners: list[int] = []
+        self._numbers: list[tuple[Tensor, Tensor]] = []
+
+    def clear(self) -> None:
+        self.first.zero_()
+        self.second.zero_()
+        self._owners.clear()
+        self._numbers.clear()
+
+    def add(self, owner: int, first: Tensor, second: Tensor) -> None:
+        self._owners.append(owner)
+        self._numbers.append((first, second))
+
+    def totals(self) -> tuple[Tensor, Tensor]:
+        if not self._owners:
+            return self.first, self.second
+        index = torch.tensor(self._owners, device=self.first.device)
+        first, second = (torch.stack(part) for part in zip(*self._numbers, strict=True))
+        return self.first.index_add(0, index, first), self.second.index_add(0, index, second)
