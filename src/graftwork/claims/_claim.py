@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from graftwork._errors import InputError, UnknownNameError
+from graftwork.errors import InputError, UnknownNameError
 from graftwork.claims._rules import Row, Rule, rule_hash
 
 Scale = Literal["smoke", "quick", "full"]
