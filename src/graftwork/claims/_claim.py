@@ -13,8 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from graftwork.errors import InputError, UnknownNameError
 from graftwork.claims._rules import Row, Rule, rule_hash
+from graftwork.errors import InputError, UnknownNameError
 
 Scale = Literal["smoke", "quick", "full"]
 """`smoke`: <= 5 s, in the suite; `quick`: <= 5 minutes a part, 2 cores, judged; `full`: a GPU."""

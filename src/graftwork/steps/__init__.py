@@ -7,3 +7,13 @@ from graftwork.steps._step import Context as Context
 from graftwork.steps._step import Step as Step
 from graftwork.steps._step import StepConfig as StepConfig
 from graftwork.steps._tables import STEPS as STEPS
+
+__all__ = [
+    "STEPS",
+    "Context",
+    "PlainSum",
+    "PlainSumConfig",
+    "Step",
+    "StepConfig",
+    "rate",
+]
