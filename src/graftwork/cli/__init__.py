@@ -4,3 +4,5 @@ Nothing heavy is imported before the command that needs it, so `graftwork --help
 """
 
 from graftwork.cli._main import main as main
+
+__all__ = ["main"]
