@@ -38,7 +38,7 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("error", "code", "text"),
     [
-        (ConfigError("wrong\nvalue"), 2, "graftwork: wrong value\n"),
+        (ConfigError("wrong\nvalue"), 2, "graftwork: wrong; value\n"),
         (KeyboardInterrupt(), 130, "graftwork: stopped by Ctrl-C\n"),
         (
             ValueError("oops"),

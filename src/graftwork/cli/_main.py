@@ -109,7 +109,7 @@ def _fail(code: int, message: str, debug: bool) -> int:
         import traceback
 
         traceback.print_exc()
-    line = " ".join(message.split())
+    line = "; ".join(" ".join(part.split()) for part in message.splitlines() if part.strip())
     red, plain = ("\x1b[1;31m", "\x1b[0m") if _coloured() else ("", "")
     print(f"{red}graftwork: {line}{plain}", file=sys.stderr)
     return code

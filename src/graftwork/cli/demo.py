@@ -45,6 +45,7 @@ def main(words: list[str]) -> None:
     began = time.perf_counter()
     console.print("loading the base and generating comparisons ...", style="dim")
     from graftwork.cli import _demo
+    from graftwork.training import RunInterrupted
 
     scale = _demo.QUICK if flags.quick else _demo.Scale()
     methods = _demo.methods(scale)
@@ -53,7 +54,10 @@ def main(words: list[str]) -> None:
     results = []
     for number, (method, config) in enumerate(zip(methods, configs, strict=True), start=1):
         console.print(f"[bold]{number}/{len(methods)} {method.title}[/], {method.steps} steps")
-        results.append(_demo.run(config, method, base, task))
+        try:
+            results.append(_demo.run(config, method, base, task))
+        except RunInterrupted as stop:
+            raise RunInterrupted("stopped; the same command goes on from here") from stop
     base.verify()
     best = results[-1]
     document = {
