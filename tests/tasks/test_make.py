@@ -284,6 +284,23 @@ def test_faults_of_the_data_are_named(
         )
 
 
+def test_the_layout_of_a_file_reaches_the_reader(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("'good'|1\n'bad'|0\n'\"film'|1\n'd'|0\n", encoding="utf-8")
+    config = TaskConfig(
+        data=str(path),
+        format="csv",
+        header=False,
+        quoting=False,
+        delimiter="|",
+        columns={"text": "0", "label": "1"},
+        eval_share=0.5,
+    )
+    task = make_task(text_base(), config)
+    rows = [*stream(task, "train").table["text"], *stream(task, "eval").table["text"]]
+    assert sorted(rows) == ["'\"film'", "'bad'", "'d'", "'good'"]
+
+
 def test_an_input_the_base_cannot_take_is_named() -> None:
     table = Table({"x": [[0.0, 1.0], [1.0, 0.0]], "label": Y})
     with pytest.raises(UnsupportedError, match=r"cannot be called with \{'x': \(1, 2\)\}"):

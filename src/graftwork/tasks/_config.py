@@ -44,6 +44,9 @@ class TaskConfig:
     quoting: bool | None = None
     """CSV and TSV: whether double quotes enclose values; None: in CSV yes, in TSV no."""
 
+    delimiter: str | None = None
+    """CSV and TSV: between values; None: comma in CSV, tab in TSV."""
+
     columns: Mapping[str, str] = field(default_factory=dict)
     """Name in the task -> column of the file; empty keeps all columns under their own names."""
 

@@ -182,6 +182,7 @@ def _read(data: str, config: TaskConfig) -> Table:
         format=config.format,
         header=config.header,
         quoting=config.quoting,
+        delimiter=config.delimiter,
     )
 
 
