@@ -8,7 +8,7 @@ TABLE = (ROOT / "CONTRIBUTING.md").read_text().split("## Law -> tests")[1].split
 
 
 def test_every_law_has_a_row_with_tests() -> None:
-    rows = re.findall(r"^\| (\d+) .*$", TABLE, flags=re.M)
+    rows = re.findall(r"^\| (\d+) .*$", TABLE, flags=re.MULTILINE)
     assert rows == [str(law) for law in range(1, 14)]
     for row in TABLE.splitlines():
         if re.match(r"\| \d", row):
