@@ -107,10 +107,13 @@ class RunContext:
 
     def prepare(self) -> None:
         """Seed this update, draw gates, write the working weights."""
-        seed, place = self.settings.seed, (self.number, self.index)
-        gates = derive(seed, "gates", *place)
-        self.adaptation.attachment.prepare(self.index / self.steps, seed=gates)
-        torch.manual_seed(derive(seed, "update", *place, self.settings.world.rank))
+        self._prepare_attachment()
+        place = (self.number, self.index, self.settings.world.rank)
+        torch.manual_seed(derive(self.settings.seed, "update", *place))
+
+    def _prepare_attachment(self) -> None:
+        seed = derive(self.settings.seed, "gates", self.number, self.index)
+        self.adaptation.attachment.prepare(self.index / self.steps, seed=seed)
 
     def collect(self) -> None:
         """Fill `.grad` of every trainable value from the working gradients.
@@ -131,14 +134,19 @@ class RunContext:
     def grad(self, objective: Objective, batch: Batch, *, eval_mode: bool = False) -> list[Tensor]:
         """Return the gradient of the mean loss for each trainable value, `.grad` untouched.
 
-        Call it between `prepare` and the first backward pass of the update: what is already added
-        up in the working gradients would otherwise be collected with it.
+        Call it between `prepare` and the first backward pass of the update: `collect` ends what
+        `prepare` began, so the same draw is prepared again afterwards. Nothing is reduced over
+        processes, and attachments that only watch gradients do not see this one.
         """
         values = [p for group in self.groups for p in group.parameters]
+        attachment = self.adaptation.attachment
         with self._aside(), self._evaluating() if eval_mode else nullcontext():
             self.losses(objective, batch).mean().backward()
-            self.collect()
-            return [torch.zeros_like(p) if p.grad is None else p.grad for p in values]
+            if attachment.groups():
+                attachment.collect()
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in values]
+        self._prepare_attachment()
+        return gradients
 
     def measure(self, stream: str = "eval") -> dict[str, float]:
         """Evaluate the values as they would be extracted now; process 0 does, all get the result.

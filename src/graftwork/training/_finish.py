@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from graftwork._batch import Batch
-from graftwork.deltas import Delta, build_ports, view
+from graftwork.deltas import Delta, build_ports, unconsumed, view
 from graftwork.tasks import Task
 from graftwork.training._adaptation import Adaptation
 from graftwork.training._context import Settings, autocast, device_of
@@ -29,7 +29,8 @@ def finish(
     """Return the delta of a trained adaptation, and its metrics on stream "eval".
 
     Values and head are rounded to their stored type first. What is measured is that delta over the
-    base, as `graftwork.deltas.view` gives it to everybody; the metrics join its provenance.
+    base, as `graftwork.deltas.view` gives it to everybody. The metrics join its provenance, and
+    "unread", tensors of the delta that no row of the evaluation reached, where there are any.
 
     Arguments:
         adaptation: trained.
@@ -41,18 +42,28 @@ def finish(
     settings = settings or Settings(device=device_of(adaptation.base.model))
     delta = adaptation.delta(stored, provenance)
     world = current_world()
-    metrics: dict[str, float] = {}
+    found: tuple[dict[str, float], tuple[str, ...]] = {}, ()
     if "eval" in task.streams and world.leads:
-        metrics = measure(adaptation, task, delta, settings)
-    metrics = world.agree(metrics)
-    return replace(delta, provenance={**delta.provenance, "metrics": metrics}), metrics
+        found = _measure(adaptation, task, delta, settings, "eval")
+    metrics, unread = world.agree(found)
+    made = {**delta.provenance, "metrics": metrics}
+    if unread:
+        made["unread"] = list(unread)
+    return replace(delta, provenance=made), metrics
 
 
 def measure(
     adaptation: Adaptation, task: Task, delta: Delta, settings: Settings, stream: str = "eval"
 ) -> dict[str, float]:
     """Return the metrics of a delta over the base of `adaptation`, nothing of the training used."""
-    module = view(adaptation.base, delta).eval()
+    return _measure(adaptation, task, delta, settings, stream)[0]
+
+
+def _measure(
+    adaptation: Adaptation, task: Task, delta: Delta, settings: Settings, stream: str
+) -> tuple[dict[str, float], tuple[str, ...]]:
+    # where a model routes, a whole pass may miss a tensor; that is said, and is no error here
+    module = view(adaptation.base, delta, unused="allow").eval()
     ports = build_ports(delta).to(settings.device).eval()
 
     def run(batch: Batch) -> Any:
@@ -60,7 +71,7 @@ def measure(
             inputs = batch.to(settings.device).inputs
             return adaptation.signature.call_model(module, ports, inputs)
 
-    return task.evaluate(run, stream, settings.eval_batch_size)
+    return task.evaluate(run, stream, settings.eval_batch_size), unconsumed(module)
 
 
 def versions() -> dict[str, str]:
