@@ -7,8 +7,8 @@ import math
 import pytest
 from scipy import stats
 
-from graftwork._errors import InputError, UnknownNameError
 from graftwork.claims import (
+    AtMost,
     Beats,
     Claim,
     ClosesGap,
@@ -21,6 +21,7 @@ from graftwork.claims import (
     run_claim,
     save_result,
 )
+from graftwork.errors import InputError, UnknownNameError
 
 
 def accuracy(method: str, values: dict[int, float], setting: str = "0.5 %") -> list[Row]:
@@ -70,6 +71,14 @@ def test_equals_reports_the_worst_row() -> None:
     assert verdict.verdict == "fail"
     assert "b" in verdict.text
     assert verdict.measured == 1
+
+
+def test_at_most_reports_the_largest_row() -> None:
+    bound = AtMost("small", "It is small.", "bytes", 1.1)
+    rows = [Row("five", "a", "bytes", seed, value) for seed, value in ((10, 1.05), (11, 1.1))]
+    assert (bound.judge(rows).verdict, bound.judge(rows).measured) == ("pass", 1.1)
+    assert bound.judge([*rows, Row("five", "a", "bytes", 12, 1.2)]).verdict == "fail"
+    assert bound.judge([]).verdict == "not run"
 
 
 def test_two_rows_for_one_seed_are_an_error() -> None:

@@ -4,6 +4,7 @@ Rules are fixed on pilot seeds 0-2 and judged on seeds 10-12. A failed differenc
 failed; rules are never bent to results.
 """
 
+from graftwork.claims import diff_pruning as diff_pruning
 from graftwork.claims._claim import JUDGED_SEEDS as JUDGED_SEEDS
 from graftwork.claims._claim import PILOT_SEEDS as PILOT_SEEDS
 from graftwork.claims._claim import Claim as Claim
@@ -15,11 +16,14 @@ from graftwork.claims._claim import published_result as published_result
 from graftwork.claims._claim import report as report
 from graftwork.claims._claim import run_claim as run_claim
 from graftwork.claims._claim import save_result as save_result
+from graftwork.claims._rules import AtMost as AtMost
 from graftwork.claims._rules import Beats as Beats
 from graftwork.claims._rules import ClosesGap as ClosesGap
 from graftwork.claims._rules import Equals as Equals
 from graftwork.claims._rules import Row as Row
 from graftwork.claims._rules import rule_hash as rule_hash
 
-CLAIMS: dict[str, Claim] = {}
+CLAIMS: dict[str, Claim] = {
+    claim.name: claim for claim in (diff_pruning.CLAIM, diff_pruning.ONE_RATE)
+}
 """Every claim by name: one file and one line here a claim."""

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from graftwork._errors import InputError
+from graftwork.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,31 @@ class Equals:
 
 
 @dataclass(frozen=True, slots=True)
+class AtMost:
+    """Mechanism: `metric` of every method and seed is at most `bound`."""
+
+    name: str
+    sentence: str
+    metric: str
+    bound: float
+    kind: Literal["mechanism"] = "mechanism"
+
+    def rows(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows this rule reads."""
+        return [r for r in rows if r.metric == self.metric]
+
+    def judge(self, rows: Sequence[Row]) -> Verdict:
+        """Return the verdict over `rows`."""
+        used = self.rows(rows)
+        if not used:
+            return _not_run(f"no row measures {self.metric!r}")
+        worst = max(used, key=lambda r: r.value)
+        value = worst.value
+        text = f"largest {self.metric} = {value:.4g}, allowed {self.bound:g} (seed {worst.seed})"
+        return Verdict("pass" if value <= self.bound else "fail", value, (value, value), text)
+
+
+@dataclass(frozen=True, slots=True)
 class Beats:
     """Difference: mean over seeds of `ours - baseline` is at least `at_least`."""
 
@@ -143,7 +168,7 @@ class ClosesGap:
         return _at_least(shares, self.at_least, text)
 
 
-Rule = Equals | Beats | ClosesGap
+Rule = Equals | AtMost | Beats | ClosesGap
 
 
 def rule_hash(rules: Sequence[Rule]) -> str:

@@ -1,0 +1,145 @@
+"""Write docs/claims.md from the published results and the pilot tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from graftwork.claims import CLAIMS, published_result, report
+
+PAGE = Path(__file__).parent.parent / "docs" / "claims.md"
+
+HEAD = """# Claims
+
+A claim is a paper's central comparison as an experiment that you can run and that judges itself.
+
+```console
+$ graftwork claims                                        # all verdicts, as published
+$ graftwork claims run diff-pruning --data DIR            # measure it yourself, some minutes
+$ graftwork claims run diff-pruning --scale smoke         # seconds: proves that it runs
+```
+
+Each rule is either a **mechanism** (exact: the maths does what the paper says, and it must pass) or
+a **difference** (A beats B by so much, as a mean over seeds with a 95 % interval, reported whatever
+it is). Rules and learning rates are fixed on pilot seeds among 0, 1, 2 and committed; only then are
+the seeds 10, 11, 12 run, which nobody had looked at. The result stores the hash of the rules and
+the commit. A rule that is changed afterwards makes its result "not run". A failed difference is
+published as failed.
+
+`studies/claims_page.py` writes this page from the stored results.
+"""
+
+
+def pilot_of(name: str) -> Mapping[str, Any] | None:
+    """Return the pilot tables of a claim, None where there are none."""
+    found = resources.files("graftwork.claims").joinpath("results", f"{name}.pilot.json")
+    return json.loads(found.read_text()) if found.is_file() else None
+
+
+def table(head: Sequence[str], rows: Iterator[Sequence[object]]) -> Iterator[str]:
+    """Yield the lines of a table."""
+    yield "| " + " | ".join(head) + " |"
+    yield "|" + "---|" * len(head)
+    for row in rows:
+        yield "| " + " | ".join(map(str, row)) + " |"
+    yield ""
+
+
+def means(rows: Sequence[Mapping[str, Any]], setting: str, metric: str) -> dict[str, float]:
+    """Return method -> mean over seeds."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if (row["setting"], row["metric"]) == (setting, metric):
+            found.setdefault(row["method"], []).append(row["value"])
+    return {method: fmean(values) for method, values in found.items()}
+
+
+def verdicts(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the table of verdicts."""
+    yield from table(
+        ("rule", "kind", "measured", "95 % interval", "verdict"),
+        (
+            (
+                f"{e['sentence']}",
+                e["kind"],
+                e["text"],
+                "" if e["kind"] == "mechanism" else _interval(e["interval"]),
+                f"**{e['verdict']}**",
+            )
+            for e in entries
+        ),
+    )
+
+
+def _interval(bounds: Sequence[float | None]) -> str:
+    return "" if None in bounds else f"{bounds[0]:+.2f} to {bounds[1]:+.2f}"
+
+
+def measured(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the tables of accuracies and bytes."""
+    settings = list(dict.fromkeys(r["setting"] for r in rows if r["setting"].endswith("%")))
+    seeds = sorted({r["seed"] for r in rows})
+    by_seed = {
+        (r["setting"], r["method"], r["seed"]): r["value"]
+        for r in rows
+        if r["metric"] == "accuracy"
+    }
+    for setting in settings:
+        accuracy, size = (means(rows, setting, metric) for metric in ("accuracy", "bytes"))
+        yield f"At {setting} of the base's weights:\n"
+        yield from table(
+            ("method", "accuracy", *(f"seed {s}" for s in seeds), "bytes of the file"),
+            (
+                (
+                    method,
+                    f"{accuracy[method]:.1f}",
+                    *(f"{by_seed[setting, method, s]:.1f}" for s in seeds),
+                    f"{size[method]:,.0f}",
+                )
+                for method in accuracy
+            ),
+        )
+
+
+def pilots(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the table of the search."""
+    yield "### The search on the pilot seeds\n"
+    yield found["note"] + "\n"
+    yield from table(
+        ("method", "rate searched: accuracy", "chosen"),
+        (
+            (
+                method,
+                "; ".join(f"{rate}: {value:.1f}" for rate, value in entry["accuracy"].items()),
+                entry["chosen"],
+            )
+            for method, entry in found["methods"].items()
+        ),
+    )
+    yield from found.get("remarks", [])
+
+
+def main() -> None:
+    """Write the page."""
+    out = [HEAD]
+    for name, claim in CLAIMS.items():
+        result = published_result(name)
+        out += [f"## {name}\n", claim.sentence + "\n"]
+        out += verdicts(report(claim, result))
+        if result is not None:
+            seeds = ", ".join(map(str, result["seeds"]))
+            commit = (result["commit"] or "")[:10]
+            out.append(f"Scale `{result['scale']}`, seeds {seeds}, commit `{commit}`.\n")
+            out += measured(result["rows"])
+        pilot = pilot_of(name)
+        if pilot is not None:
+            out += pilots(pilot)
+    PAGE.write_text("\n".join(out).rstrip() + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
