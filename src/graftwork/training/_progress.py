@@ -58,7 +58,7 @@ class Bars:
         if self._progress is None or self._task is None:
             return
         if metrics := _metrics(record):
-            self._progress.update(self._task, metrics=metrics)
+            self._progress.update(self._task, metrics=f"held out: {metrics}")
         if note := record.get("note"):
             self._progress.console.print(note, highlight=False, markup=False)
 
@@ -100,7 +100,7 @@ class Lines:
     def record(self, record: Record) -> None:
         """Say evaluations and notes."""
         if metrics := _metrics(record):
-            self._say(f"{record['stage']}: after step {record['step']}: {metrics}")
+            self._say(f"{record['stage']}: after step {record['step']}, held out: {metrics}")
         if note := record.get("note"):
             self._say(note)
 
