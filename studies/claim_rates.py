@@ -2,8 +2,8 @@
 
     GRAFTWORK_DATA=../shared/data python studies/claim_rates.py --seeds 0 1 2
 
-Every method tries three rates, a factor of about three apart. Head only goes first: its best rate is
-that of every method's head. Then full fine-tuning: its best rate is that of dense first stages.
+Every method tries three rates, a factor of about three apart. Head only goes first: its best rate
+is that of every method's head. Then full fine-tuning: its best rate is that of dense first stages.
 (First looks had the best rates of these two at the upper end: their three were moved up.)
 Both ways of closing gates are tried, the density steered along a path and the paper's fixed lambda.
 One JSON line a run; finished runs are not run again. The judged seeds 10, 11 and 12 are refused.

@@ -5,9 +5,10 @@
     python studies/minilm_tasks.py --report                               # docs/study.md anew
 
 Each run appends one JSON line to studies/results/; what is there is not run again, so the study can
-be stopped at any time. Every sparse method gets the same search: three learning rates of the kept
-values at 0.1 %, then the best one (and at last, at 0.01 %, three times it) at the others. Of a
-two-stage method the first stage is trained once a seed and entered for every rate and density.
+be stopped at any time. Head only goes first; its best rate is that of every method's head. Every
+sparse method then gets the same search: three learning rates of the kept values at 0.1 %, then the
+best one (and at last, at 0.01 %, three times it) at the other densities. Of a two-stage method the
+first stage is trained once a seed and entered for every rate and density.
 """
 
 from __future__ import annotations
@@ -45,13 +46,15 @@ SHARES = (0.001, 0.0001, 0.005)
 RATES = (3e-3, 1e-2, 3e-2)
 """Rates of the kept values that every sparse method tries at the first share."""
 FULL_RATES = (1e-4, 3e-4, 1e-3)
-HEAD_RATES = (1e-3, 3e-3, 1e-2)
+DENSE = 3e-4
+"""Rate of the weights in dense first stages: gates and full fine-tuning before a projection."""
+HEAD_RATES = (3e-3, 1e-2, 3e-2)
 FIRST = 0.6
 """Part of the steps for the first stage; scores take their own part."""
 SCORES = 0.2
 
 Builder = Callable[[float, float, float], Tuner]
-"""(share, rate of the kept values, rate of full fine-tuning) -> tuner."""
+"""(share, rate of the kept values, rate of the head) -> tuner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,25 +67,29 @@ class Method:
 
 METHODS: Mapping[str, Method] = {
     "structured": Method(
-        lambda share, rate, full: DiffPruning(
-            share=share, gates_share=FIRST, values_lr=full, mask_lr=rate
+        lambda share, rate, head: DiffPruning(
+            share=share, gates_share=FIRST, values_lr=DENSE, mask_lr=rate, head_lr=head
         ),
         FIRST,
     ),
-    "random": Method(lambda share, rate, _: RandomMask(share=share, values_lr=rate)),
+    "random": Method(
+        lambda share, rate, head: RandomMask(share=share, values_lr=rate, head_lr=head)
+    ),
     "gradient": Method(
-        lambda share, rate, _: GradientMask(share=share, scores_share=SCORES, values_lr=rate),
+        lambda share, rate, head: GradientMask(
+            share=share, scores_share=SCORES, values_lr=rate, head_lr=head
+        ),
         SCORES,
     ),
     "non-adaptive": Method(
-        lambda share, rate, full: Magnitude(
-            share=share, full_share=FIRST, values_lr=full, mask_lr=rate
+        lambda share, rate, head: Magnitude(
+            share=share, full_share=FIRST, values_lr=DENSE, mask_lr=rate, head_lr=head
         ),
         FIRST,
     ),
     "unstructured": Method(
-        lambda share, rate, full: DiffPruning(
-            share=share, groups=None, gates_share=FIRST, values_lr=full, mask_lr=rate
+        lambda share, rate, head: DiffPruning(
+            share=share, groups=None, gates_share=FIRST, values_lr=DENSE, mask_lr=rate, head_lr=head
         ),
         FIRST,
     ),
@@ -151,6 +158,13 @@ class Study:
         """Updates of every method."""
         return self.plan.steps[self.name]
 
+    @property
+    def head(self) -> float:
+        """The rate of every method's head: the best one of head only."""
+        best = self.best("head only", None)
+        assert best is not None
+        return best
+
     def task(self) -> Task:
         """Return the task, its streams at their start."""
         tables, config = tables_of(self.name, self.plan)
@@ -194,6 +208,7 @@ class Study:
         main = task.evaluator.main
         line = {
             **key,
+            "head_rate": self.head if key["method"] != "head only" else key["rate"],
             "metric": main,
             "value": 100 * metrics[main],
             "accuracy": 100 * metrics["accuracy"],
@@ -223,12 +238,11 @@ class Study:
     def sparse(self, method: str, share: float, rate: float) -> None:
         """Run a sparse method, unless it was run; the first stage comes from the cache."""
         spec = METHODS[method]
-        full = self.best("full", None) or FULL_RATES[1]
-        tuner = spec.build(share, rate, full)
+        tuner = spec.build(share, rate, self.head)
         if not spec.first:
             self.plain(method, tuner, rate, share)
         elif rate not in self.known(method, share):
-            left = self._left(method, spec, full)
+            left = self._left(method, spec)
             began, task = time.perf_counter(), self.task()
             done = round(spec.first * self.steps)
             enter = second(self.base, task, tuner, TARGETS, self.seed)
@@ -237,7 +251,8 @@ class Study:
     def dense(self, method: str, rates: tuple[float, ...]) -> None:
         """Run full fine-tuning or head only at every rate."""
         for rate in rates:
-            tuner = Full(values_lr=rate) if method == "full" else Head(head_lr=rate)
+            dense = method == "full"
+            tuner = Full(values_lr=rate, head_lr=self.head) if dense else Head(head_lr=rate)
             self.plain(method, tuner, rate)
 
     def search(self, methods: tuple[str, ...]) -> None:
@@ -253,13 +268,11 @@ class Study:
             assert rate is not None
             self.sparse(method, share, round(times * rate, 6))
 
-    def _left(self, method: str, spec: Method, full: float) -> dict[str, Tensor]:
-        name = (
-            f"{self.plan.name}-{self.name}-{self.seed}-{self.steps}-{method}-{full:g}.safetensors"
-        )
+    def _left(self, method: str, spec: Method) -> dict[str, Tensor]:
+        name = f"{self.plan.name}-{self.name}-{self.seed}-{self.steps}-{method}.safetensors"
         path = CACHE / name
         if not path.is_file():
-            tuner = spec.build(SHARES[0], RATES[0], full)
+            tuner = spec.build(SHARES[0], RATES[0], self.head)
             done = round(spec.first * self.steps)
             left = first(self.base, self.task(), tuner, done, TARGETS, self.seed)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -277,18 +290,19 @@ def lines_of(results: Path) -> Iterator[dict[str, Any]]:
 
 def run(studies: list[Study]) -> None:
     """Run everything that is missing, the central comparison first."""
+    central, every = ("random", "structured"), tuple(METHODS)
+    for study in studies:
+        study.dense("head only", HEAD_RATES)
+        study.search(central)
+        study.reuse(central, min(SHARES))
     for study in studies:
         study.dense("full", FULL_RATES)
-    for methods in (("structured", "random"), tuple(METHODS)):
-        for study in studies:
-            study.search(methods)
-        for share in SHARES[1:]:
-            for study in studies:
-                study.reuse(methods, share)
-        for study in studies:
-            study.dense("head only", HEAD_RATES)
     for study in studies:
-        study.reuse(tuple(METHODS), min(SHARES), times=3.0)
+        study.search(every)
+        for share in SHARES[1:]:
+            study.reuse(every, share)
+    for study in studies:
+        study.reuse(every, min(SHARES), times=3.0)
 
 
 def main() -> int:
