@@ -218,3 +218,20 @@ def test_pressure_is_the_lagrangian_gradient(groups, shift_groups, tile, monkeyp
         torch.testing.assert_close(pressed, plain + price * slope, rtol=1e-6, atol=1e-12)
     total = sum(g.sum() for g in gradients[1][:shifted])
     assert abs(total) < 1e-9 * sum(g.abs().sum() for g in gradients[0])
+
+
+def test_extreme_logits_stay_finite():
+    base, attachment = attach(None, dtype=torch.float32, pressure=False)
+    gates = attachment.tensors()["gates"]
+    with torch.no_grad():
+        gates.copy_(torch.linspace(-1e4, 1e4, gates.numel()))
+    attachment.prepare(0.0, seed=0)
+    attachment.module(torch.randn(4, 7)).square().mean().backward()
+    attachment.collect()
+    assert all(bool(p.grad.isfinite().all()) for p in attachment)
+    moved = [
+        p != q for p, q in zip(attachment.module.parameters(), base.model.parameters(), strict=True)
+    ]
+    moved = torch.cat([m.view(-1) for m in moved])
+    assert not moved[: gates.numel() // 2 - 5].any()
+    assert moved[gates.numel() // 2 + 5 :].all()

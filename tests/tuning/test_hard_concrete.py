@@ -67,7 +67,8 @@ def test_settled_gate_is_the_median_draw():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"), [(0.1, 1.5, "low < 0"), (-1.5, 1.0, "high > 1"), (-1, math.inf, "fin")]
+    ("low", "high", "said"),
+    [(0.1, 1.5, "low < 0"), (-1.5, 1.0, "high > 1"), (-1.0, math.inf, "fin")],
 )
 def test_a_stretch_that_never_reaches_an_end_is_an_error(low, high, said):
     with pytest.raises(ConfigError, match=said):

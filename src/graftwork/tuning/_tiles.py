@@ -32,6 +32,8 @@ TILE = 1 << 17
 """Entries of a tile: half a megabyte a buffer. Measured best of 2^15 to 2^19 on 2 cores."""
 TILE_ACCELERATOR = 1 << 22
 _LOG2_E = math.log2(math.e)
+_EXPONENT_MAX = 64.0
+"""Gates shut below 2^-64 all the same; an infinite e would make lerp a NaN."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,6 +163,7 @@ class GateTiles:
         else:
             stream.into(u)
         torch.sub(self._shift, tile.alpha, alpha=_LOG2_E, out=e)
+        e.clamp_max_(_EXPONENT_MAX)
         torch.exp2(e, out=e)
         if count_open:
             self._count_open(tile, e)
