@@ -335,7 +335,7 @@ MECHANISMS: tuple[Rule, ...] = (
     ),
 )
 
-DIFFERENCES: tuple[Rule, ...] = (
+OF_THE_PAPER: tuple[Rule, ...] = (
     _beats("non-adaptive", 8.0, "non-adaptive pruning (the largest changes of full fine-tuning)"),
     _beats("random", 5.0, "a random mask of the same size"),
     _beats("unstructured", 2.0, "unstructured diff pruning"),
@@ -357,7 +357,7 @@ CLAIM = Claim(
         "A learnt sparse difference of 0.5 % of the weights adapts a frozen base better than other "
         "choices of as many weights, with learning rates searched alike for every method."
     ),
-    rules=MECHANISMS + DIFFERENCES,
+    rules=MECHANISMS + OF_THE_PAPER,
     run=run,
 )
 
@@ -368,6 +368,6 @@ ONE_RATE = Claim(
         "The same with one learning rate of 0.001 for every method and part, and the paper's fixed "
         "lambda: the recipe under which the advantage is usually shown."
     ),
-    rules=MECHANISMS[:2] + DIFFERENCES,
+    rules=MECHANISMS[:2] + OF_THE_PAPER,
     run=run_one_rate,
 )
