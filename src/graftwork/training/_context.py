@@ -16,7 +16,7 @@ from graftwork.objectives import Model, Objective
 from graftwork.tasks import Task
 from graftwork.training._adaptation import Adaptation
 from graftwork.training._distributed import World
-from graftwork.training._seeds import derive
+from graftwork.training._seeds import derive, seed_generators
 from graftwork.tuning import Group, Stage
 
 Precision = Literal["fp32", "bf16"]
@@ -109,7 +109,7 @@ class RunContext:
         """Seed this update, draw gates, write the working weights."""
         self._prepare_attachment()
         place = (self.number, self.index, self.settings.world.rank)
-        torch.manual_seed(derive(self.settings.seed, "update", *place))
+        seed_generators(derive(self.settings.seed, "update", *place), self.settings.device)
 
     def _prepare_attachment(self) -> None:
         seed = derive(self.settings.seed, "gates", self.number, self.index)
