@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from graftwork._errors import ConfigError, TrainingError, UnknownNameError, UnsupportedError
-from graftwork.deltas import NameMap, Piece, Update, identity_names, values_of, view
+from graftwork.deltas import NameMap, Piece, Update, between, identity_names, values_of, view
 from graftwork.tuning import (
     DiffPruning,
     FisherMask,
@@ -124,6 +124,9 @@ def test_magnitude_keeps_the_largest_differences_of_full_fine_tuning():
     found = dense(base, updates)
     assert sorted(order[:k]) == found.nonzero().squeeze(1).tolist()
     torch.testing.assert_close(found[found != 0], difference[sorted(order[:k])], rtol=0, atol=1e-7)
+    # and it is what `between` takes from the fine-tuned model
+    taken = between(base, first.module, keep=0.1, stored="float32").updates
+    assert torch.equal(dense(base, taken), found)
 
 
 def test_scores_are_the_sums_they_say():
