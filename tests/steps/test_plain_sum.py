@@ -66,6 +66,18 @@ class Toy:
         if self.penalty:
             self.roles["gates"].grad += self.penalty
 
+    def grad(self, objective: Objective, batch: Batch, *, eval_mode: bool = False) -> list[Tensor]:
+        return list(torch.autograd.grad(objective(self, batch).mean(), list(self.roles.values())))
+
+    def measure(self, stream: str = "eval") -> dict[str, float]:
+        return {}
+
+    def fork(self) -> object:
+        return self.values()
+
+    def restore(self, fork: object) -> None:
+        pass
+
     def reduce(self, tensors: Iterable[Tensor]) -> None:
         list(tensors)
 

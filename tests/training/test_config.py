@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from graftwork._errors import ConfigError
 from graftwork.steps import PlainSumConfig
-from graftwork.tasks import METRICS, TaskConfig
+from graftwork.tasks import METRICS, GeneratorStream, TaskConfig
 from graftwork.training._config import (
     BaseOptions,
     LogConfig,
@@ -26,6 +26,7 @@ from graftwork.training._plain import from_plain, to_plain
 from graftwork.training._train_config import TrainConfig, share_steps, stage_steps
 from graftwork.training._yaml import dump_yaml, parse_yaml
 from graftwork.tuning import TUNERS, DiffPruning, Full, RandomMask, Stage
+from tests.training.toys import make_base, make_toy_task
 
 NAMES = st.text(min_size=1, max_size=8)
 RATES = st.floats(1e-9, 10.0)
@@ -84,6 +85,7 @@ CONFIGS = st.builds(
 )
 
 
+@pytest.mark.filterwarnings("ignore:Do not use the .random. module")  # run-time type checks do
 @settings(deadline=None, max_examples=30)
 @given(CONFIGS)
 def test_yaml_round_trip(config: RunConfig) -> None:
@@ -207,14 +209,10 @@ def test_stages_share_the_budget_exactly(total: int, weights: list[float]) -> No
 
 
 def test_epochs_take_the_place_of_steps() -> None:
-    class Rows:
-        name, batch_size = "train", 8
-
-        def __len__(self) -> int:
-            return 100
-
+    stream = make_toy_task(make_base(), batch_size=8, rows=100).streams["train"]
     stages = [Stage("only", 1.0, {})]
-    assert stage_steps(TrainConfig(epochs=2.0), stages, Rows()) == [25]
-    assert stage_steps(TrainConfig(epochs=2.0, accumulate=5), stages, Rows()) == [5]
+    assert stage_steps(TrainConfig(epochs=2.0), stages, stream) == [25]
+    assert stage_steps(TrainConfig(epochs=2.0, accumulate=5), stages, stream) == [5]
+    endless = GeneratorStream(make=lambda index: stream.draw(), name="train", digest="endless")
     with pytest.raises(ConfigError, match="no end; set steps"):
-        stage_steps(TrainConfig(epochs=1.0), stages, type("S", (), {"name": "train"})())
+        stage_steps(TrainConfig(epochs=1.0), stages, endless)

@@ -157,6 +157,8 @@ class _Driver:
         else:
             with interruptible() as flag:
                 self._stages(checkpoint, flag)
+            if self.config.save_every and self.place.step % self.config.save_every:
+                self._save(self.checkpoints)
         if self.config.keep_best and self.best:
             self.adaptation.load_tensors(self.best)
         place = self.place

@@ -37,7 +37,8 @@ def finish(
         task: gives the rows and metrics; without a stream "eval" nothing is measured.
         stored: type of the stored values.
         provenance: JSON about how it was made.
-        settings: precision and batch size of the evaluation.
+        settings: device and batch size of the evaluation. Leave its precision at "fp32" to measure
+            what `predict` and `evaluate` will give.
     """
     settings = settings or Settings(device=device_of(adaptation.base.model))
     delta = adaptation.delta(stored, provenance)

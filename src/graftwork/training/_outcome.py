@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 from graftwork.deltas import Delta, content_hash, load, save
 from graftwork.training._recorder import Record
@@ -29,7 +29,7 @@ class Outcome(ABC):
 
     @classmethod
     @abstractmethod
-    def read(cls, folder: Path) -> Self:
+    def read(cls, folder: Path) -> Outcome:
         """Return what `write` wrote."""
 
 
@@ -49,7 +49,7 @@ class DeltaOutcome(Outcome):
         return {"file": DELTA_FILE, "bytes": size, "content": content_hash(self.delta)}
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
+    def read(cls, folder: Path) -> DeltaOutcome:
         """Return the delta of a finished run."""
         return cls(load(folder / DELTA_FILE))
 

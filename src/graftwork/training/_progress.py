@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import IO, TYPE_CHECKING, Literal, Protocol, cast, runtime_checkable
 
 from graftwork.training._recorder import Record, Recorder, Silent
 
@@ -14,7 +14,21 @@ if TYPE_CHECKING:
 Mode = Literal["auto", "bars", "lines", "silent"]
 
 
-def progress(mode: Mode, stream: TextIO | None = None) -> Recorder:
+@runtime_checkable
+class Screen(Protocol):
+    """A text stream that may be a terminal."""
+
+    def write(self, text: str, /) -> int:
+        """Write text."""
+
+    def flush(self) -> None:
+        """Show what was written."""
+
+    def isatty(self) -> bool:
+        """Whether somebody looks."""
+
+
+def progress(mode: Mode, stream: Screen | None = None) -> Recorder:
     """Return what shows a run on `stream` (stderr, so that stdout stays machine-readable).
 
     "auto" shows bars on a terminal and lines elsewhere.
@@ -30,7 +44,7 @@ def progress(mode: Mode, stream: TextIO | None = None) -> Recorder:
 class Bars:
     """One bar a stage: steps, speed, time left, loss, the newest evaluation."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Screen) -> None:
         self._stream = stream
         self._progress: Progress | None = None
         self._task: TaskID | None = None
@@ -73,7 +87,7 @@ class Lines:
 
     every = 5.0
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Screen) -> None:
         self._stream = stream
         self._name, self._done, self._steps, self._first = "", 0, 0, 0
         self._began = self._shown = time.monotonic()
@@ -118,7 +132,7 @@ def _metrics(record: Record) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in named.items() if "/" not in name)
 
 
-def _bars(stream: TextIO) -> Progress:
+def _bars(stream: Screen) -> Progress:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -137,6 +151,6 @@ def _bars(stream: TextIO) -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.fields[loss]}"),
         TextColumn("{task.fields[metrics]}"),
-        console=Console(file=stream),
+        console=Console(file=cast("IO[str]", stream)),
         speed_estimate_period=60.0,
     )

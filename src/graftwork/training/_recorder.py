@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from graftwork._errors import MissingDependencyError
 from graftwork.training._files import storing, write_text
@@ -16,6 +16,7 @@ process), and some of: "loss", "norm/<role>", "rate/<role>", what the tuner repo
 "eval/<metric>", "note"."""
 
 
+@runtime_checkable
 class Recorder(Protocol):
     """Is told what happens in a run; cannot change it."""
 

@@ -140,7 +140,6 @@ def _conclude(
 ) -> dict[str, Any]:
     settings = Settings(
         seed=config.seed,
-        precision=config.train.precision,
         eval_batch_size=config.train.eval_batch_size,
         device=device_of(adaptation.base.model),
     )
