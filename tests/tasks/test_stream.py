@@ -66,6 +66,25 @@ def test_each_epoch_has_every_row_once(size: int, rows: int) -> None:
         assert sorted(drawn[epoch * rows : (epoch + 1) * rows]) == list(range(rows))
 
 
+def test_neighbours_with_equal_values_stay_together() -> None:
+    texts = ["a", "a", "b", "c", "c", "c", "d", "a"]
+    blocks = [[0, 1], [2], [3, 4, 5], [6], [7]]
+    table = Table({"x": np.arange(8.0)[:, None], "text": texts, "label": [0, 1] * 4})
+    base = module_base(nn.Identity())
+    together = TableStream(
+        table=table, signature=ARRAY, base=base, batch_size=8, together="text", seed=1
+    )
+    orders = set()
+    for _ in range(6):
+        rows = together.draw().rows.tolist()
+        assert sorted(rows) == list(range(8))
+        for block in blocks:
+            first = rows.index(block[0])
+            assert rows[first : first + len(block)] == block
+        orders.add(tuple(rows))
+    assert len(orders) > 1
+
+
 @given(st.integers(1, 5), st.integers(5, 11), st.integers(1, 20))
 @settings(max_examples=40, deadline=None)
 def test_processes_share_one_global_batch(world: int, size: int, rows: int) -> None:

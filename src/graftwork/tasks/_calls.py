@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -219,10 +220,14 @@ def _run_text(spec: CallSpec, module: nn.Module, inputs: Mapping[str, Tensor]) -
 
 
 def _run_two(spec: CallSpec, module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    # One forward of 2B rows is faster than two of B: less overhead and larger products.
-    flat = {key: value.flatten(0, 1) for key, value in inputs.items()}
+    # One forward of all different texts is faster than two of B: larger products, and a premise
+    # that several rows share is encoded once (its dropout is then shared as well).
+    keys = list(inputs)
+    texts = torch.cat([inputs[key].flatten(0, 1) for key in keys], dim=1)
+    different, place = torch.unique(texts, dim=0, return_inverse=True)
+    flat = dict(zip(keys, different.chunk(len(keys), dim=1), strict=True))
     vectors = _vectors(spec, module(**flat), flat["attention_mask"])
-    both = vectors.unflatten(0, (-1, 2))
+    both = vectors[place].unflatten(0, (-1, 2))
     return combine(both[:, 0], both[:, 1], spec.features)
 
 

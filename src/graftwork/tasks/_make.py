@@ -119,6 +119,7 @@ def task_from_tables(
             rank=shard[0],
             world=shard[1],
             group=config.group,
+            together=config.together,
         )
         for name, table in tables.items()
     }
@@ -171,6 +172,7 @@ def _read_comparisons(config: TaskConfig, seed: int) -> tuple[TaskConfig, dict[s
         inputs=config.inputs or ("premise", "hypothesis"),
         labels=config.labels or COMPARISON_LABELS,
         group=config.group or "type",
+        together=config.together or "premise",
     )
     return filled, tables
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -74,6 +75,9 @@ class TableStream:
         rank: this process; it gets rows rank, rank + world, ... of each batch.
         world: number of processes.
         group: column whose values part the rows for metrics by group; None for no groups.
+        together: column; neighbouring rows with equal values stay neighbours when the order is
+            drawn, so that contrast pairs share a batch and what they have in common cancels in
+            the gradient. None draws rows one by one.
 
     Raises:
         InputError: no rows, missing or unknown labels, bad values, a batch smaller than `world`.
@@ -89,6 +93,7 @@ class TableStream:
     rank: int = 0
     world: int = 1
     group: str | None = None
+    together: str | None = None
     digest: str = field(init=False)
     groups: tuple[str, ...] | None = field(init=False, default=None)
     """Group of each row, where a group column is named."""
@@ -96,6 +101,7 @@ class TableStream:
     _targets: Tensor | None = field(init=False, repr=False)
     _index: int = field(init=False, default=0)
     _orders: dict[int, NDArray[np.int64]] = field(init=False, default_factory=dict, repr=False)
+    _blocks: NDArray[np.int64] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world:
@@ -108,6 +114,7 @@ class TableStream:
         self._encoded = self.signature.encode_table(self.base, self.table)
         self._targets = encode_targets(self.table, self.signature)
         self.digest = self.table.digest
+        self._blocks = _blocks(self.table, self.together)
         if self.group is not None:
             self.groups = tuple(label_column(self.table, self.group))
 
@@ -142,9 +149,11 @@ class TableStream:
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         if epoch not in self._orders:
-            count = len(self)
-            shuffled = permutation(count, self.seed, self.name, epoch) if self.shuffle else None
-            self._orders[epoch] = np.arange(count) if shuffled is None else shuffled
+            rank = self._blocks
+            if self.shuffle:
+                drawn = permutation(int(rank[-1]) + 1, self.seed, self.name, epoch)
+                rank = np.argsort(drawn)[rank]
+            self._orders[epoch] = np.argsort(rank, kind="stable")
         return self._orders[epoch]
 
     def once(self, batch_size: int | None = None, *, by_length: bool = False) -> Iterator[Batch]:
@@ -267,6 +276,15 @@ class GeneratorStream:
             self.memory.load_state(
                 {k.removeprefix("memory."): v for k, v in state.items() if k != "index"}
             )
+
+
+def _blocks(table: Table, together: str | None) -> NDArray[np.int64]:
+    """Return `(rows,)` number of the block of each row, 0, 0, 1, ...; each row its own if None."""
+    if together is None:
+        return np.arange(len(table))
+    values = list(table[together])
+    changes = [a != b for a, b in itertools.pairwise(values)]
+    return np.concatenate([[0], np.cumsum(changes, dtype=np.int64)]).astype(np.int64)
 
 
 def _check_keys(name: str, state: Mapping[str, Any], wanted: set[str]) -> None:
