@@ -155,6 +155,44 @@ def search(transfer: Transfer, method: str) -> None:
         print(line, flush=True)
 
 
+NOTE = """Mean accuracy over the pilot seeds {seeds}, 2,000 test pictures each. Every method tried
+three rates; the head's rate is the best one of head only, and the rate of dense first stages the
+best one of full fine-tuning. "lambda" is the paper's fixed penalty ({penalty:g}); the other gates
+follow a path of densities."""
+
+REMARKS = """- The steered density was better than the fixed lambda at every rate and on both seeds, so the
+  claim uses it.
+- The head's rate decides more than the mask: head only reaches 67 at 0.001 and 82 at 0.1. Under a
+  slow head every mask makes up for the head, and gaps between masks look larger than they are:
+  `diff-pruning-one-rate` shows that setting.
+- Both kinds of diff pruning and non-adaptive pruning were best at the upper end of their rates.
+"""
+
+
+def save_pilot() -> None:
+    """Write the table of the search into the package."""
+    found = list(lines())
+    methods = {
+        method: {
+            "chosen": best(method),
+            "accuracy": {f"{rate:g}": round(mean, 2) for rate, mean in means(method).items()},
+            "runs": [x for x in found if x["method"] == method],
+        }
+        for method in SEARCH
+        if means(method)
+    }
+    seeds = " and ".join(map(str, sorted({x["seed"] for x in found})))
+    pilot = {
+        "claim": "diff-pruning",
+        "note": NOTE.format(seeds=seeds, penalty=LAMBDA),
+        "methods": methods,
+        "remarks": REMARKS,
+    }
+    folder = Path(diff_pruning.__file__).parent / "results"
+    folder.mkdir(exist_ok=True)
+    (folder / "diff-pruning.pilot.json").write_text(json.dumps(pilot, indent=1) + "\n")
+
+
 def main() -> int:
     """Search on the pilot seeds and print the table."""
     flags = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -170,6 +208,7 @@ def main() -> int:
     for method in given.methods:
         for transfer in transfers:
             search(transfer, method)
+    save_pilot()
     for method in SEARCH:
         print(method, {rate: round(mean, 1) for rate, mean in means(method).items()})
     return 0

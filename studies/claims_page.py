@@ -120,7 +120,7 @@ def pilots(found: Mapping[str, Any]) -> Iterator[str]:
             for method, entry in found["methods"].items()
         ),
     )
-    yield from found.get("remarks", [])
+    yield found["remarks"]
 
 
 def main() -> None:

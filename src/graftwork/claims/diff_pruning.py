@@ -55,13 +55,16 @@ STORAGE_STEPS = 150
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """The searched learning rate of each method; every method had three candidates."""
+    """The searched learning rate of each method; every method had three candidates.
 
-    head: float = 1e-2
+    The defaults were best on the mean of the pilot seeds 0 and 1.
+    """
+
+    head: float = 1e-1
     """Of the head, searched where it is all that is trained, used in every method."""
     full: float = 3e-3
     """Of the weights in full fine-tuning, and of the dense first stages of the pruning methods."""
-    last_layer: float = 1e-3
+    last_layer: float = 3e-3
     """Of the last layer's weights."""
     random: float = 1e-2
     """Of the values at random positions."""
@@ -69,11 +72,11 @@ class Rates:
     """Of the values under the gradient mask."""
     fisher: float = 1e-2
     """Of the values under the Fisher mask."""
-    non_adaptive: float = 1e-2
+    non_adaptive: float = 3e-2
     """Of the kept values, second stage."""
-    unstructured: float = 1e-2
+    unstructured: float = 3e-2
     """Of the kept values, second stage."""
-    structured: float = 1e-2
+    structured: float = 3e-2
     """Of the kept values, second stage."""
 
 
@@ -278,9 +281,9 @@ class _Bench:
         return [Row("five tasks", "gradient", metric, seed, x) for metric, x in named.items()]
 
 
-def _beats(baseline: str, at_least: float, what: str) -> Rule:
+def _beats(baseline: str, at_least: float, what: str, name: str = "beats") -> Rule:
     return Beats(
-        name=f"beats-{baseline.replace(' ', '-')}",
+        name=f"{name}-{baseline.replace(' ', '-')}",
         sentence=f"Structured diff pruning at 0.5 % beats {what} by {at_least:g} points.",
         setting="0.5 %",
         ours="structured",
@@ -350,6 +353,37 @@ OF_THE_PAPER: tuple[Rule, ...] = (
     ),
 )
 
+OF_THE_PILOT: tuple[Rule, ...] = (
+    _beats("random", 1.0, "a random mask of the same size", "ahead-of"),
+    _beats("gradient", 0.0, "a one-shot mask of summed gradients", "ahead-of"),
+    _beats("fisher", 1.0, "a one-shot mask of Fisher information", "ahead-of"),
+    Beats(
+        name="near-last-layer",
+        sentence="It is within 4 points of tuning the last layer, which changes 95 times as much.",
+        setting="0.5 %",
+        ours="structured",
+        baseline="last layer",
+        at_least=-4.0,
+    ),
+    Beats(
+        name="rises-with-the-share",
+        sentence="Structured diff pruning at 5 % beats the same at 0.5 % by 2 points.",
+        setting="by share",
+        ours="5 %",
+        baseline="0.5 %",
+        at_least=2.0,
+    ),
+    Beats(
+        name="equals-full-on-a-large-base",
+        sentence="On a base of 3 million weights (scale full), 1 % is within 2 points of full.",
+        setting="1 %, large base",
+        ours="structured",
+        baseline="full",
+        at_least=-2.0,
+    ),
+)
+"""What the tuned pilots on seeds 0 and 1 showed, less a margin; the last is the spec's."""
+
 CLAIM = Claim(
     name="diff-pruning",
     system="diff-pruning",
@@ -357,7 +391,7 @@ CLAIM = Claim(
         "A learnt sparse difference of 0.5 % of the weights adapts a frozen base better than other "
         "choices of as many weights, with learning rates searched alike for every method."
     ),
-    rules=MECHANISMS + OF_THE_PAPER,
+    rules=MECHANISMS + OF_THE_PAPER + OF_THE_PILOT,
     run=run,
 )
 
