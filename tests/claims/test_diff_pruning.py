@@ -113,6 +113,12 @@ def test_shifts_keep_the_content():
         assert not np.array_equal(shifted, few), name
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_full_scale_without_a_gpu_says_so():
+    with pytest.raises(InputError, match="needs a GPU"):
+        run_claim(CLAIMS["diff-pruning"], "full", seeds=(0,))
+
+
 def test_without_mnist_the_error_says_where_to_get_it(tmp_path):
     with pytest.raises(InputError, match="MNIST test split"):
         prepare(claim.SCALES["quick"].sizes, 0, tmp_path)

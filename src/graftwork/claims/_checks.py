@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,11 +89,14 @@ def reload_difference(base: Base, task: Task, delta: Delta, path: Path) -> tuple
 
 def in_place(base: Base, task: Task, delta: Delta) -> Tensor:
     """Return the logits of a delta that is applied to the base itself and detached again."""
-    ports = build_ports(delta).to(next(base.model.parameters()).device).eval()
+    device = next(base.model.parameters()).device
+    ports = build_ports(delta).to(device).eval()
+
+    def call(batch: Any) -> Tensor:
+        return task.signature.call_model(base.model, ports, batch.to(device).inputs)
+
     applied = apply(base, delta)
     try:
-        return logits_of(
-            lambda batch: task.signature.call_model(base.model, ports, batch.inputs), task
-        )
+        return logits_of(call, task)
     finally:
         applied.detach()

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from graftwork.bases import Base
 from graftwork.bases import load as load_base
 from graftwork.claims._claim import DataFile
+from graftwork.errors import InputError
 from graftwork.objectives import OBJECTIVES
 from graftwork.tasks import ArrayInput, Evaluator, PortSpec, Signature, Table, TableStream, Task
 
@@ -224,7 +225,13 @@ class Transfer:
 
 
 def prepare(sizes: Sizes, seed: int, folder: Path | None) -> Transfer:
-    """Return a base pretrained on upright pictures, and rows for the targets; all from `seed`."""
+    """Return a base pretrained on upright pictures, and rows for the targets; all from `seed`.
+
+    Raises:
+        InputError: the sizes want a GPU and there is none, or a data file is absent.
+    """
+    if sizes.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("this scale needs a GPU that torch can use; run the scale 'quick' instead")
     source = pictures(sizes.source, folder)
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(source.labels))
     cuts = np.cumsum([sizes.pretrain_rows, sizes.train_rows, sizes.test_rows])
