@@ -160,8 +160,8 @@ three rates; the head's rate is the best one of head only, and the rate of dense
 best one of full fine-tuning. "lambda" is the paper's fixed penalty ({penalty:g}); the other gates
 follow a path of densities."""
 
-REMARKS = """- The steered density was better than the fixed lambda at every rate and on both seeds, so
-  the claim uses it.
+REMARKS = """- The steered density was better than the fixed lambda at every rate and seed, so the
+  claim uses it.
 - The head's rate decides more than the mask: head only reaches 67 at 0.001 and 82 at 0.1. With a
   slow head every mask makes up for the head, and gaps between masks look larger than they are:
   `diff-pruning-one-rate` shows that setting.

@@ -138,7 +138,11 @@ def tables_of(name: str, plan: Plan) -> tuple[dict[str, Table], TaskConfig]:
         metrics = ("matthews", "accuracy", "loss")
         return tables, TaskConfig(head_hidden=0, metrics=metrics, max_length=plan.max_length)
     config = TaskConfig(
-        inputs=("premise", "hypothesis"), group="type", head_hidden=16, metrics=("accuracy", "loss")
+        inputs=("premise", "hypothesis"),
+        group="type",
+        together="premise",
+        head_hidden=16,
+        metrics=("accuracy", "loss"),
     )
     return _comparisons(plan), config
 
