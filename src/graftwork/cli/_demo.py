@@ -52,8 +52,8 @@ class Scale:
     """
 
     head: int = 150
-    full: int = 120
-    mask: int = 250
+    full: int = 250
+    mask: int = 400
     pruning: int = 450
     batch_size: int = 32
     train_rows: int = 16_000
@@ -133,7 +133,10 @@ def run_config(method: Method, base: str, out: Path, scale: Scale, seed: int) ->
         ),
         tuner=method.tuner,
         targets=TARGETS,
-        train=TrainConfig(steps=method.steps, batch_size=scale.batch_size, save_every=0),
+        # Without dropout a small budget learns more, and texts that pairs share are encoded once.
+        train=TrainConfig(
+            steps=method.steps, batch_size=scale.batch_size, save_every=0, dropout=False
+        ),
         seed=seed,
         out=str(out / method.key),
         log=LogConfig(),
