@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import time
 from pathlib import Path
 
 import huggingface_hub
@@ -121,9 +120,7 @@ def test_a_second_load_hashes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(_prints, "_hash_file", forbidden)
     monkeypatch.setattr(_prints.hashlib, "file_digest", forbidden)
-    start = time.perf_counter()
     assert len(load("minilm").stored) == 103
-    assert time.perf_counter() - start < 5
 
 
 def test_folder_and_module_of_the_same_weights_have_the_same_prints(folder: Path) -> None:

@@ -3,7 +3,6 @@
 import copy
 import json
 import struct
-import time
 import tracemalloc
 import zlib
 
@@ -345,13 +344,6 @@ def test_memory_of_honest_files_is_a_small_multiple():
         tracemalloc.stop()
         # numpy's share; torch allocates the values and a few more arrays of positions
         assert used < 40 * len(data)
-
-
-def test_time_is_bounded_too():
-    start = time.perf_counter()
-    for lie in LIES:
-        load_or_fail(put_together(LIES[lie][0], b""))
-    assert time.perf_counter() - start < 2
 
 
 @pytest.mark.parametrize(

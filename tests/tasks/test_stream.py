@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 
 import numpy as np
@@ -22,7 +21,6 @@ from graftwork.tasks import (
     Stream,
     Table,
     TableStream,
-    comparisons,
 )
 from graftwork.tasks._pinned import integers, permutation, words
 
@@ -186,24 +184,6 @@ def test_unknown_labels_name_file_row_and_value() -> None:
         UnknownNameError, match=r"label \(dev.csv, row 2, column 'label'\) 'one'.*known: '0', '1'"
     ):
         TableStream(table=table, signature=ARRAY, base=module_base(nn.Identity()))
-
-
-def test_a_batch_of_pairs_takes_less_than_a_millisecond() -> None:
-    signature = Signature(
-        kind="classification",
-        call="two_encodings",
-        fields=("premise", "hypothesis"),
-        labels=("contradiction", "neutral", "entailment"),
-    )
-    source = TableStream(
-        table=comparisons("eval", 400), signature=signature, base=text_base(), batch_size=32
-    )
-    seconds = []
-    for _ in range(50):
-        start = time.perf_counter()
-        source.draw()
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 1e-3
 
 
 class Buffer:
