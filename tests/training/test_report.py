@@ -1,5 +1,6 @@
 """The report: sections, self-containment, escaping, honest charts."""
 
+import itertools
 import re
 from html.parser import HTMLParser
 
@@ -140,7 +141,7 @@ def test_ticks_cover_the_range_in_even_steps(low, high):
     assert shown[0] <= low
     assert shown[-1] >= high
     assert 2 <= len(shown) <= 12
-    steps = [b - a for a, b in zip(shown, shown[1:], strict=False)]
+    steps = [b - a for a, b in itertools.pairwise(shown)]
     assert max(steps) == pytest.approx(min(steps), rel=1e-3)
 
 
