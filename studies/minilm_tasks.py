@@ -5,10 +5,10 @@
     python studies/minilm_tasks.py --report                               # docs/study.md anew
 
 Each run appends one JSON line to studies/results/; what is there is not run again, so the study can
-be stopped at any time. Head only goes first; its best rate is that of every method's head. Every
-sparse method then gets the same search: three learning rates of the kept values at 0.1 %, then the
-best one (and at last, at 0.01 %, three times it) at the other densities. Of a two-stage method the
-first stage is trained once a seed and entered for every rate and density.
+be stopped at any time. The head has one rate in every method. Every sparse method gets the same
+search: three learning rates of the kept values at 0.1 %, then the best one (and at last, at 0.01 %,
+three times it) at the other densities. Of a two-stage method the first stage is trained once a seed
+and entered for every rate and density.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ FULL_RATES = (1e-4, 3e-4, 1e-3)
 DENSE = 3e-4
 """Rate of the weights in dense first stages: gates and full fine-tuning before a projection."""
 HEAD_RATES = (3e-3, 1e-2, 3e-2)
+HEAD = HEAD_RATES[1]
+"""Rate of the head in every method; head only tries all three."""
 FIRST = 0.6
 """Part of the steps for the first stage; scores take their own part."""
 SCORES = 0.2
@@ -162,13 +164,6 @@ class Study:
         """Updates of every method."""
         return self.plan.steps[self.name]
 
-    @property
-    def head(self) -> float:
-        """The rate of every method's head: the best one of head only."""
-        best = self.best("head only", None)
-        assert best is not None
-        return best
-
     def task(self) -> Task:
         """Return the task, its streams at their start."""
         tables, config = tables_of(self.name, self.plan)
@@ -212,7 +207,7 @@ class Study:
         main = task.evaluator.main
         line = {
             **key,
-            "head_rate": self.head if key["method"] != "head only" else key["rate"],
+            "head_rate": HEAD if key["method"] != "head only" else key["rate"],
             "metric": main,
             "value": 100 * metrics[main],
             "accuracy": 100 * metrics["accuracy"],
@@ -242,7 +237,7 @@ class Study:
     def sparse(self, method: str, share: float, rate: float) -> None:
         """Run a sparse method, unless it was run; the first stage comes from the cache."""
         spec = METHODS[method]
-        tuner = spec.build(share, rate, self.head)
+        tuner = spec.build(share, rate, HEAD)
         if not spec.first:
             self.plain(method, tuner, rate, share)
         elif rate not in self.known(method, share):
@@ -256,7 +251,7 @@ class Study:
         """Run full fine-tuning or head only at every rate."""
         for rate in rates:
             dense = method == "full"
-            tuner = Full(values_lr=rate, head_lr=self.head) if dense else Head(head_lr=rate)
+            tuner = Full(values_lr=rate, head_lr=HEAD) if dense else Head(head_lr=rate)
             self.plain(method, tuner, rate)
 
     def search(self, methods: tuple[str, ...]) -> None:
@@ -276,7 +271,7 @@ class Study:
         name = f"{self.plan.name}-{self.name}-{self.seed}-{self.steps}-{method}.safetensors"
         path = CACHE / name
         if not path.is_file():
-            tuner = spec.build(SHARES[0], RATES[0], self.head)
+            tuner = spec.build(SHARES[0], RATES[0], HEAD)
             done = round(spec.first * self.steps)
             left = first(self.base, self.task(), tuner, done, TARGETS, self.seed)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -296,10 +291,10 @@ def run(studies: list[Study]) -> None:
     """Run everything that is missing, the central comparison first."""
     central, every = ("random", "structured"), tuple(METHODS)
     for study in studies:
-        study.dense("head only", HEAD_RATES)
         study.search(central)
         study.reuse(central, min(SHARES))
     for study in studies:
+        study.dense("head only", HEAD_RATES)
         study.dense("full", FULL_RATES)
     for study in studies:
         study.search(every)

@@ -31,12 +31,12 @@ sentences about them are generated. The base is MiniLM (all-MiniLM-L6-v2), the t
 ({kept}). The head is trained in full beside them and is as small as learns: linear for SST-2 and
 CoLA, 16 hidden units for `comparisons`.
 
-**Search.** Head only tries three rates (0.003, 0.01, 0.03); its best one is that of every method's
-head. Every sparse method then tries the same three rates of the kept values at 0.1 % (0.003, 0.01,
+**Search.** Every sparse method tries the same three rates of the kept values at 0.1 % (0.003, 0.01,
 0.03). At the other densities it reuses its best one; at 0.01 % three times that is tried last. Full
-fine-tuning tries 0.0001, 0.0003 and 0.001. Every method has the same number of updates; two-stage
-methods part theirs 60 to 40, gradient scores 20 to 80; dense first stages run at 0.0003. Rates are
-chosen on the rows they are measured on, for all methods alike: every number is a little too high.
+fine-tuning tries 0.0001, 0.0003 and 0.001, head only 0.003, 0.01 and 0.03; the head beside other
+methods has 0.01. Every method has the same number of updates; two-stage methods part theirs 60 to
+40, gradient scores 20 to 80; dense first stages run at 0.0003. Rates are chosen on the rows they
+are measured on, for all methods alike, so every number is a little too high.
 
 **Shared stages.** One gate stage (steered to 0.1 %), one full fine-tuning and one scoring a seed
 are projected to all three densities; the projection of a gate stage shifts its gates to the wanted
@@ -54,6 +54,8 @@ def write(lines: Sequence[Line], page: Path) -> None:
     """Write the page from finished runs."""
     kept = ", ".join(f"{math.floor(s * ENTRIES):,}" for s in SHARES)
     parts = [HEAD.format(entries=ENTRIES, kept=f"{kept} values")]
+    if not lines:
+        parts.append("**No runs yet.** The study has not been run on this machine.\n")
     for plan in sorted({line["plan"] for line in lines}):
         chosen = _of(lines, plan=plan)
         parts.append(f"## {plan.capitalize()}\n")

@@ -207,6 +207,7 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
         return math.nan, math.nan
     from scipy import stats
 
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    half = float(stats.t.ppf(0.975, len(values) - 1))
+    half *= statistics.stdev(values) / math.sqrt(len(values))
     mean = statistics.fmean(values)
     return mean - half, mean + half
