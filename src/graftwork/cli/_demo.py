@@ -52,7 +52,7 @@ class Scale:
     """
 
     head: int = 150
-    full: int = 250
+    full: int = 400
     mask: int = 400
     pruning: int = 450
     batch_size: int = 32
