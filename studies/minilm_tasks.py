@@ -287,9 +287,9 @@ def lines_of(results: Path) -> Iterator[dict[str, Any]]:
         yield from map(json.loads, results.read_text().splitlines())
 
 
-def run(studies: list[Study]) -> None:
+def run(studies: list[Study], every: tuple[str, ...]) -> None:
     """Run everything that is missing, the central comparison first."""
-    central, every = ("random", "structured"), tuple(METHODS)
+    central = tuple(method for method in ("random", "structured") if method in every)
     for study in studies:
         study.search(central)
         study.reuse(central, min(SHARES))
@@ -310,6 +310,7 @@ def main() -> int:
     flags.add_argument("--full", action="store_true", help="whole data and more steps")
     flags.add_argument("--seeds", type=int, nargs="+", default=[0])
     flags.add_argument("--tasks", nargs="+", default=["sst2", "cola", "comparisons"])
+    flags.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     flags.add_argument("--device", default="cpu")
     flags.add_argument("--report", action="store_true", help="only write the page")
     flags.add_argument("--page", type=Path, default=HERE.parent / "docs" / "study.md")
@@ -318,9 +319,10 @@ def main() -> int:
     results = HERE / "results" / f"minilm_tasks.{plan.name}.jsonl"
     if not given.report:
         base = load("minilm", device=given.device)
-        run(
-            [Study(base, plan, task, seed, results) for seed in given.seeds for task in given.tasks]
-        )
+        studies = [
+            Study(base, plan, task, seed, results) for seed in given.seeds for task in given.tasks
+        ]
+        run(studies, tuple(given.methods))
     write(list(lines_of(results)), given.page)
     return 0
 
