@@ -28,7 +28,8 @@ a **difference** (A beats B by so much, as a mean over seeds with a 95 % interva
 it is). Rules and learning rates are fixed on pilot seeds among 0, 1, 2 and committed; only then are
 the seeds 10, 11, 12 run, which nobody had looked at. The result stores the hash of the rules and
 the commit. A rule that is changed afterwards makes its result "not run". A failed difference is
-published as failed.
+published as failed. A verdict goes by the mean; where the interval holds the required number, three
+seeds leave the matter open.
 
 `studies/claims_page.py` writes this page from the stored results.
 """
