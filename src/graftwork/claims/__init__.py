@@ -4,7 +4,7 @@ Rules are fixed on pilot seeds 0-2 and judged on seeds 10-12. A failed differenc
 failed; rules are never bent to results.
 """
 
-from graftwork.claims import diff_pruning as diff_pruning
+from graftwork.claims import diff_pruning
 from graftwork.claims._claim import JUDGED_SEEDS as JUDGED_SEEDS
 from graftwork.claims._claim import PILOT_SEEDS as PILOT_SEEDS
 from graftwork.claims._claim import Claim as Claim
@@ -27,3 +27,24 @@ CLAIMS: dict[str, Claim] = {
     claim.name: claim for claim in (diff_pruning.CLAIM, diff_pruning.ONE_RATE)
 }
 """Every claim by name: one file and one line here a claim."""
+
+__all__ = [
+    "CLAIMS",
+    "JUDGED_SEEDS",
+    "PILOT_SEEDS",
+    "AtMost",
+    "Beats",
+    "Claim",
+    "ClosesGap",
+    "DataFile",
+    "Equals",
+    "Row",
+    "Scale",
+    "find_claim",
+    "load_result",
+    "published_result",
+    "report",
+    "rule_hash",
+    "run_claim",
+    "save_result",
+]
