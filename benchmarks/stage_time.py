@@ -4,7 +4,7 @@ Base: MiniLM (encoder weights only, 10.6 M), two encodings of 32 pairs of short 
 64 tanh units; every optimiser is a fused Adam. The variants take turns in one process, so that a
 noisy machine hurts all alike; ratios are medians over rounds. Peak memory: a process a variant.
 
-    python benchmarks/stage_time.py [--rounds 7] [--steps 5] [--length 12] [--cpu] [--json FILE]
+    python benchmarks/stage_time.py [--rounds 7] [--steps 5] [--length 12] [--cpu] [--json]
 
 --cpu takes processor time instead of wall time: on a busy machine, with one thread.
 """
@@ -20,7 +20,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -202,7 +201,7 @@ def main() -> None:
     parser.add_argument("--only", default="")
     parser.add_argument("--no-peak", action="store_true")
     parser.add_argument("--peak", default="")
-    parser.add_argument("--json", default="")
+    parser.add_argument("--json", action="store_true", help="the output is JSON in any case")
     args = parser.parse_args()
     if args.peak:
         step = build(args.peak, bases.load("minilm"), args.length)
@@ -210,10 +209,7 @@ def main() -> None:
             step()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
         return
-    found = report(args)
-    print(json.dumps(found, indent=2))
-    if args.json:
-        Path(args.json).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(report(args), indent=2))
 
 
 if __name__ == "__main__":
