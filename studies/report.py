@@ -15,7 +15,7 @@ ENTRIES = 10_646_784
 SHARES = (1e-4, 1e-3, 5e-3)
 TASKS = {"sst2": "SST-2", "cola": "CoLA", "comparisons": "comparisons"}
 PLANNED = len(TASKS) * (6 + 5 * 6)
-"""Runs a seed: three rates of full and of head only; of five masks three, one, one, and one more."""
+"""Runs a seed: three rates of full and of head only; six runs of each of five masks."""
 METRICS = {"accuracy": "Accuracy", "matthews": "Matthews correlation x 100"}
 MASKS = {
     "structured": "structured diff pruning",
