@@ -175,8 +175,12 @@ def _verdict(lines: Sequence[Line]) -> str:
         one = 100 * math.sqrt(0.85 * 0.15 / rows)
         seed = next(iter(seeds))
         out.append(ONE_SEED.format(seed=seed, rows=rows, one=one, two=one * math.sqrt(2)))
+    keys = ("task", "seed", "method", "share", "rate")
+    done, planned = len({tuple(line[k] for k in keys) for line in lines}), PLANNED * len(seeds)
+    state = "All" if done >= planned else f"UNFINISHED: {done} of"
     minutes = sum(line["seconds"] for line in lines) / 60
     out.append(
-        f"{len(lines)} runs took {minutes:.0f} minutes, one thread on CPU cores in other use."
+        f"{state} {planned} runs are there; they took {minutes:.0f} minutes beside their shared "
+        "first stages, one thread each on CPU cores in other use."
     )
     return "\n".join(out) + "\n"

@@ -65,6 +65,7 @@ def test_what_is_missing_is_said(tmp_path):
     assert "are level" in text
     assert "Neither is better than head only (88.0)" in text
     assert "Not run yet: unstructured, gradient, non-adaptive." in text
+    assert "UNFINISHED: 3 of 108 runs are there" in text
 
 
 def test_a_rate_counts_only_where_all_seeds_have_it(tmp_path):
