@@ -150,13 +150,17 @@ def test_wrong_flags(capsys, words, text):
         ("train: {steps: many}", "train.steps: a whole number, not 'many'"),
         ("seed: 1\nseed: 2", "written twice"),
         ("a: [", "not valid YAML"),
+        ("sentence,label\n" + "a film,good\n" * 99, "keys and values, not 'sentence,label"),
     ],
 )
 def test_wrong_yaml(tmp_path, capsys, yaml, text):
     path = tmp_path / "run.yaml"
     path.write_text(yaml)
     assert main(["adapt", "--config", str(path)]) == 2
-    assert text in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert text in error
+    assert str(path) in error
+    assert len(error) < len(str(path)) + 400
 
 
 @pytest.mark.parametrize(

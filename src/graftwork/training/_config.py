@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from graftwork._errors import ConfigError
+from graftwork._errors import ConfigError, GraftworkError
 from graftwork.steps import STEPS, PlainSumConfig, StepConfig
 from graftwork.tasks import TaskConfig
 from graftwork.training._plain import Families, from_plain, to_plain
@@ -112,9 +112,14 @@ def from_yaml(source: str | Path) -> RunConfig:
     Raises:
         ConfigError: as `from_tree`, or the file cannot be read, or is not YAML.
     """
-    if isinstance(source, Path):
-        try:
-            source = source.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read {source}: {error}") from error
-    return from_tree(parse_yaml(source))
+    if not isinstance(source, Path):
+        return from_tree(parse_yaml(source))
+    try:
+        text = source.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {source}: {error}") from error
+    try:
+        return from_tree(parse_yaml(text))
+    except GraftworkError as error:
+        error.args = (f"{source}: {error}", *error.args[1:])
+        raise

@@ -77,7 +77,7 @@ def _read(hint: Any, tree: Any, families: Families, path: str) -> Any:
 
 def _read_dataclass(kind: type, tree: Any, families: Families, path: str) -> Any:
     if not isinstance(tree, Mapping):
-        raise ConfigError(f"{path or kind.__name__}: keys and values, not {tree!r}")
+        raise ConfigError(f"{path or kind.__name__}: keys and values, not {tree!r:.80}")
     hints = typing.get_type_hints(kind, include_extras=True)
     known = {field.name: field for field in dataclasses.fields(kind)}
     for key in tree:
@@ -148,7 +148,7 @@ def _read_sequence(hint: Any, tree: Any, families: Families, path: str) -> Any:
 
 def _read_mapping(hint: Any, tree: Any, families: Families, path: str) -> Any:
     if not isinstance(tree, Mapping):
-        raise ConfigError(f"{path}: keys and values, not {tree!r}")
+        raise ConfigError(f"{path}: keys and values, not {tree!r:.80}")
     key_kind, kind = typing.get_args(hint)
     return {
         _read(key_kind, key, families, f"{path} key"): _read(
