@@ -174,8 +174,9 @@ def _csv_error(path: Path, layout: Layout, ragged: list[Any], message: str) -> s
         return f"{path.name}: {message}; the file must be UTF-8 text"
     row = ragged[0]
     number = (row.number or 0) - int(layout.header)
+    first = "the header" if layout.header else "row 1"
     return (
-        f"{path.name}, row {number}: {row.actual_columns} values where row 1 has "
+        f"{path.name}, row {number}: {row.actual_columns} values where {first} has "
         f"{row.expected_columns}: {row.text[:80]!r}; mend the row, or check delimiter and quoting"
     )
 
