@@ -96,7 +96,7 @@ class RunContext:
             rows = batch.rows.to(finite.device)[~finite].tolist()
             raise TrainingError(
                 f"{self.where}: the loss of row(s) {_some(rows)} of the data is NaN or infinite; "
-                "look at these rows, or lower the learning rates"
+                "look at these rows, or lower the learning rates in a run of another folder"
             )
         if losses.numel() and not losses.requires_grad:
             raise TrainingError(
