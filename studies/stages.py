@@ -65,7 +65,7 @@ def first(
 ) -> dict[str, Tensor]:
     """Return the state after the first stage of `tuner`."""
     adaptation = start(base, task, First(inner=tuner), targets=targets, seed=seed)
-    fit(adaptation, task, TrainConfig(steps=steps))
+    fit(adaptation, task, TrainConfig(steps=steps, dropout=False))
     return {name: tensor.detach().clone() for name, tensor in adaptation.tensors().items()}
 
 
@@ -78,7 +78,7 @@ def second(
         adaptation = start(base, task, Then(inner=tuner, left=left), targets=targets, seed=seed)
         head = {k.removeprefix("ports/"): v for k, v in left.items() if k.startswith("ports/")}
         adaptation.ports.load_state_dict(head)
-        fit(adaptation, task, TrainConfig(steps=steps))
+        fit(adaptation, task, TrainConfig(steps=steps, dropout=False))
         return adaptation
 
     return run

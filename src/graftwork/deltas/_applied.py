@@ -29,7 +29,7 @@ class Saved:
         if self.positions is None:
             self.parameter.copy_(self.values)
         else:
-            self.parameter.index_copy_(0, self.positions, self.values)
+            self.parameter.scatter_(0, self.positions, self.values)
 
 
 # Entries hold tensors only, never the module, so that an entry ends with its module.

@@ -135,7 +135,8 @@ def _write_sparse(flat: Tensor, piece: Piece, sparse: Sparse, saved: list[Saved]
     compute = torch.float64 if flat.dtype == torch.float64 else torch.float32
     fresh = old.to(compute).add(values_of(sparse.values).to(flat.device, compute))
     saved.append(Saved(flat, positions, old))
-    flat.index_copy_(0, positions, fresh.to(flat.dtype))
+    # positions are distinct, so scatter is exact, and it is faster than index_copy
+    flat.scatter_(0, positions, fresh.to(flat.dtype))
 
 
 def _inside_parameter(piece: Piece, positions: Tensor) -> Tensor:

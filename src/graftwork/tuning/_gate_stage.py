@@ -138,7 +138,7 @@ class GateStage(Attachment):
     def collect(self) -> None:
         """Set the gradients of values and gates in closed form, the penalty's among them."""
         self._working.check_gradients()
-        values, group_gates = self._tiles.collect()
+        values, group_gates = self._tiles.collect(sum_gains=self._pressed)
         self._working.drop_gradients()
         for parameter, gradient in zip(self._values, values, strict=True):
             parameter.grad = None if gradient is None else gradient.view(parameter.shape)

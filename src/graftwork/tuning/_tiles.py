@@ -95,6 +95,7 @@ class GateTiles:
         count = 0 if groups is None else groups.count
         self.group_gates = values.new_ones(count)
         self._plain = [1.0] * count
+        self._gains: list[Tensor] = []
         self._sums = _Sums(values.new_zeros(max(1, count)), values.new_zeros(max(1, count)))
 
     def _cut(self, values: Tensor, alpha: Tensor, groups: Groups | None) -> list[Tile]:
@@ -194,8 +195,11 @@ class GateTiles:
     def _rows_of(self, tile: Tile) -> Tensor:
         return self.group_gates[tile.first : tile.first + tile.rows, None]
 
-    def collect(self) -> tuple[list[Tensor | None], Tensor]:
+    def collect(self, *, sum_gains: bool = False) -> tuple[list[Tensor | None], Tensor]:
         """Turn working gradients into those of values and gates; `gates` then holds dL/dalpha.
+
+        Arguments:
+            sum_gains: whether to add up dL/dalpha while it is in the cache, for `press`.
 
         Returns:
             For each target dL/dw `(n,)`, the working gradient's own memory where it can be, or
@@ -207,12 +211,15 @@ class GateTiles:
         group_gradient = torch.zeros_like(self.group_gates)
         dots: list[Tensor] = []
         owners: list[int] = []
+        self._gains.clear()
         for tile in self._tiles:
             gradient = found[tile.slot]
             if gradient is None:
                 tile.gates.zero_()
                 continue
             dot = self._collect_tile(tile, gradient[tile.local], group_gradient)
+            if sum_gains:
+                self._gains.append(tile.gates.sum())
             if dot is not None:
                 dots.append(dot)
                 owners.append(tile.first)
@@ -261,7 +268,7 @@ class GateTiles:
         out: an entry whose own gain is below mu P(1 - P) is pushed shut. Without it Adam, which
         knows signs better than sizes, lets every gate rise and noise decides which stay open.
 
-        Call it after `draw(..., count_open=True)` and `collect`.
+        Call it after `draw(..., count_open=True)` and `collect(sum_gains=True)`.
 
         Arguments:
             shift: of the weights' logits, as drawn.
@@ -276,7 +283,7 @@ class GateTiles:
         grouped = group_alpha.numel() > 0
         group_on = self._gate.on(group_alpha) if grouped else first.new_ones(1)
         slopes = (group_on * (first - second)).sum()
-        gains = self._gates_sum()
+        gains = torch.stack([self._const.new_zeros(()), *self._gains]).sum()
         group_slope = group_on * (1.0 - group_on) * first
         if grouped and shift_groups:
             slopes, gains = slopes + group_slope.sum(), gains + group_gradient.sum()
@@ -305,9 +312,6 @@ class GateTiles:
         matrix = slope.view(tile.rows, -1)
         weights = group_on[tile.first : tile.first + tile.rows, None]
         tile.gates.view(tile.rows, -1).addcmul_(matrix, weights, value=price)
-
-    def _gates_sum(self) -> Tensor:
-        return torch.stack([tile.gates.sum() for tile in self._tiles]).sum()
 
     def difference(self) -> Tensor:
         """Return `(d,)` z z_g w of the last draw."""

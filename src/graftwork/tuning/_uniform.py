@@ -28,6 +28,7 @@ class UniformStream:
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self._device = device
+        self._middle = torch.tensor(0.5 + 0.5 / _LEVELS, device=device)
         sequence = np.random.SeedSequence(seed % (1 << 64))
         self._bits = np.random.SFC64(sequence)
         self._generator: torch.Generator | None = None
@@ -45,4 +46,5 @@ class UniformStream:
             drawn = torch.empty(out.shape, dtype=torch.int16, device=self._device)
             drawn.random_(-half, half, generator=self._generator)
         drawn.clamp_(_EDGE - half, half - 1 - _EDGE)
-        return out.copy_(drawn).add_(half + 0.5).mul_(1.0 / _LEVELS)
+        # (k + half + 1/2) / levels in one operation; all three numbers are exact in float32
+        return torch.add(self._middle, out.copy_(drawn), alpha=1.0 / _LEVELS, out=out)
