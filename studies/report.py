@@ -36,9 +36,10 @@ CoLA, 16 hidden units for `comparisons`.
 **Search.** Every sparse method tries the same three rates of the kept values at 0.1 % (0.003, 0.01,
 0.03). At the other densities it reuses its best one; at 0.01 % three times that is tried last. Full
 fine-tuning tries 0.0001, 0.0003 and 0.001, head only 0.003, 0.01 and 0.03; the head beside other
-methods has 0.01. Every method has the same number of updates; two-stage methods part theirs 60 to
-40, gradient scores 20 to 80; dense first stages run at 0.0003. Rates are chosen on the rows they
-are measured on, for all methods alike, so every number is a little too high.
+methods has 0.01. Every method has the same number of updates, without dropout;
+two-stage methods part theirs 60 to 40, gradient scores 20 to 80; dense first stages run at 0.0003.
+Rates are chosen on the rows they are measured on, for all methods alike, so every number is a
+little too high.
 
 **Shared stages.** One gate stage (steered to 0.1 %), one full fine-tuning and one scoring a seed
 are projected to all three densities; the projection of a gate stage shifts its gates to the wanted

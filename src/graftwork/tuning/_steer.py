@@ -58,8 +58,9 @@ class Steering:
     Expected density is the mean of P(z_i > 0) P(z_g > 0) over the entries that a batch has touched
     (an entry whose value is still exactly 0 never had a gradient: rows of an embedding table that
     no batch used). It is measured on a jittered stride of the flat space, fixed for the stage and
-    as long as the last density needs; a bracketed search (Brent 1973) then is a millisecond and cannot
-    overshoot, where controllers with memory (a multiplier, Newton steps) did and destroyed the model.
+    as long as the last density needs; a bracketed search (Brent 1973) then is a millisecond and
+    cannot overshoot, where controllers with memory (a multiplier, Newton steps) did and destroyed
+    the model.
 
     Arguments:
         layout: the flat space.
