@@ -92,7 +92,18 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
         "; did you mean 'sentence'? known: 'label', 'sentence'"
     """
     names = sorted(str(k) for k in known)
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]!r}?" if close else ";"
+    hint = closest(str(name), names) or ";"
     shown = ", ".join(repr(n) for n in names[:12]) + (", ..." if len(names) > 12 else "")
     return f"{hint} known: {shown or 'none'}"
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean ...?", or "" where nothing is near.
+
+    Example:
+        >>> closest("sentense", ["sentence", "label"]), closest("verbose", ["sentence", "label"])
+        ("; did you mean 'sentence'?", '')
+    """
+    # At 0.65 two letters of three may be swapped ("cvs"); unrelated words mostly stay below.
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.65)
+    return f"; did you mean {near[0]!r}?" if near else ""

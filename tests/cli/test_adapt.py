@@ -125,6 +125,8 @@ def test_a_folder_in_use_is_refused(run, capsys):
         (["--step", "plain"], "unknown step 'plain'; did you mean 'plain_sum'?"),
         (["--stepss", "3"], "unknown flag '--stepss'; did you mean '--steps'?"),
         (["--max-length", "3"], "--base-options.max-length or --task.max-length: write it in full"),
+        (["--tuner", "full", "--share", "0.1"], "--share: the tuner 'full' has no share; these"),
+        (["--tuner=head", "--tuner.share=1"], "these have one: random_mask, magnitude, gradient"),
         (["--steps", "many"], "--train.steps"),
         (["--steps", "0"], "steps: 1 or more, not 0"),
         (["--task.call", "pear"], "invalid choice 'pear'"),
@@ -139,6 +141,30 @@ def test_wrong_flags(capsys, words, text):
     assert text in caught.err
     assert caught.err.count("\n") == 1
     assert "Traceback" not in caught.err
+
+
+TYPOS = """jsn json, exclued exclude, sed seed, stepss steps, bacth-size batch-size, lable label,
+evl-every eval-every, print-cfg print-config, learning_rate learning-rates, warm-up warmup,
+precison precision, max-lenght max-length, tsk.data task.data, train.stpes train.steps,
+tuner.shre tuner.share"""
+UNRELATED = """verbose gpu workers rank alpha model optimizer quiet output yes parallel wandb
+version temperature threads tuner.colour train.foo"""
+
+
+def complaint(capsys, flag):
+    assert main(["adapt", flag, "1"]) == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("typo", "meant"), [pair.split() for pair in TYPOS.split(",")])
+def test_typos_in_flags_are_recognised(capsys, typo, meant):
+    assert f"; did you mean '--{meant}'?" in complaint(capsys, f"--{typo}")
+
+
+@pytest.mark.parametrize("name", UNRELATED.split())
+def test_unrelated_flags_get_no_suggestion(capsys, name):
+    text = complaint(capsys, f"--{name}")
+    assert f"unknown flag '--{name}' (see graftwork adapt --help)" in text
 
 
 @pytest.mark.parametrize(

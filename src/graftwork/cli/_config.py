@@ -56,8 +56,14 @@ def value_of(words: Sequence[str], flag: str) -> str | None:
     return found
 
 
-def full_flags(words: Sequence[str], kind: type, prog: str) -> list[str]:
+def full_flags(words: Sequence[str], kind: type, prog: str, absent: Mapping[str, str]) -> list[str]:
     """Return `words` with each flag whose group was left out in full: `--steps` -> `--train.steps`.
+
+    Arguments:
+        words: as the user gave them.
+        kind: dataclass of the flags that exist.
+        prog: what the error calls the command.
+        absent: flag without dashes that exists for other choices only -> what to say of it.
 
     Raises:
         ConfigError: the short flag could be several, or no flag ends in that name.
@@ -74,6 +80,8 @@ def full_flags(words: Sequence[str], kind: type, prog: str) -> list[str]:
         if len(leaves) > 1:
             raise ConfigError(f"{flag} could be {' or '.join(leaves)}: write it in full")
         if not leaves:
+            if flag[2:] in absent:
+                raise ConfigError(f"{flag}: {absent[flag[2:]]}")
             names = [*known, *(f"--{k.rpartition('.')[2]}" for k in known if "." in k)]
             raise unknown_flag(flag, names, prog)
         out.append(f"{leaves[0]}{equals}{value}")

@@ -15,7 +15,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from graftwork._errors import ConfigError, InputError
+from graftwork._errors import ConfigError, InputError, closest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,18 +67,29 @@ def parse(
 
 def unknown_flag(flag: str, known: Sequence[str], prog: str) -> ConfigError:
     """Return the error for a flag that does not exist."""
-    return ConfigError(f"unknown flag {flag!r}{closest(flag, known)} (see {prog} --help)")
+    near = closest_flag(flag, known)
+    hint = "" if near is None else f"; did you mean {near!r}?"
+    return ConfigError(f"unknown flag {flag!r}{hint} (see {prog} --help)")
 
 
-def closest(name: str, known: Iterable[str]) -> str:
-    """Return "; did you mean ...?", or "" where nothing is near.
+def closest_flag(flag: str, known: Iterable[str]) -> str | None:
+    """Return the known flag whose name is nearest to that of `flag`, or None where none is near.
+
+    Dashes and groups would make any two flags alike, so the names behind them are compared.
 
     Example:
-        >>> closest("--jsn", ["--json", "--out"])
-        "; did you mean '--json'?"
+        >>> closest_flag("--jsn", ["--json", "--out"])
+        '--json'
+        >>> closest_flag("--tuner.colour", ["--tuner.low", "--tuner.head-lr"]) is None
+        True
     """
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
+
+    def nearness(other: str) -> tuple[float, float]:
+        return _alike(_leaf(flag), _leaf(other)), _alike(flag, other)
+
+    best = max(known, key=nearness, default=None)
+    # Stricter than for other names: among a hundred flags, chance alone makes two much alike.
+    return best if best is not None and nearness(best)[0] >= 0.75 else None
 
 
 def flags_of(kind: type, prefix: str = "") -> Iterator[str]:
@@ -180,6 +191,14 @@ def bar(part: float, width: int = 24) -> str:
     eighths = round(max(0.0, min(part, 1.0)) * width * 8)
     full, rest = divmod(eighths, 8)
     return ("█" * full + ("▏▎▍▌▋▊▉"[rest - 1] if rest else "")).ljust(width)
+
+
+def _leaf(flag: str) -> str:
+    return flag.lstrip("-").rpartition(".")[2].lower()
+
+
+def _alike(a: str, b: str) -> float:
+    return difflib.SequenceMatcher(None, a, b).ratio()
 
 
 def _plain(box: str) -> str:

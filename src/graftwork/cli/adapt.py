@@ -93,7 +93,7 @@ def read(words: list[str]) -> tuple[RunConfig, Flags]:
     now = next(name for name, member in TUNERS.items() if type(base.tuner) is member)
     flags = parse(
         kind,
-        full_flags(words, kind, PROG),
+        full_flags(words, kind, PROG, _of_others(base)),
         prog=PROG,
         description=HELP.format(tuners=", ".join(TUNERS), tuner=now),
         default=default,
@@ -153,6 +153,23 @@ def next_command(folder: Path, signature: Mapping[str, Any]) -> str:
     texts = " ".join(f'"{name.upper()}"' for name in signature["fields"])
     rows = f"--text {texts}" if signature["array"] is None else "--data ROWS"
     return f"graftwork predict {shlex.quote(str(folder))} {rows}"
+
+
+def _of_others(config: RunConfig) -> dict[str, str]:
+    """Return flag -> what to say where other tuners or steps have it and this run's have not."""
+    from graftwork.steps import STEPS
+    from graftwork.tuning import TUNERS
+
+    says: dict[str, str] = {}
+    tables: dict[str, Mapping[str, type]] = {"tuner": TUNERS, "step": STEPS}
+    for family, table in tables.items():
+        flags = {n: {f.name.replace("_", "-") for f in fields(kind)} for n, kind in table.items()}
+        now = next(n for n, kind in table.items() if type(getattr(config, family)) is kind)
+        for flag in set().union(*flags.values()) - flags[now]:
+            having = ", ".join(name for name in table if flag in flags[name])
+            text = f"the {family} {now!r} has no {flag}; these have one: {having}"
+            says |= {flag: text, f"{family}.{flag}": text}
+    return says
 
 
 def _choose(config: RunConfig, words: list[str]) -> RunConfig:
