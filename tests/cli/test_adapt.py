@@ -175,7 +175,8 @@ def test_unrelated_flags_get_no_suggestion(capsys, name):
         ("tuner: {share: 0.1}", "missing key 'tuner.name'"),
         ("train: {steps: many}", "train.steps: a whole number, not 'many'"),
         ("seed: 1\nseed: 2", "written twice"),
-        ("a: [", "not valid YAML"),
+        ("a: 1\nb: [", "run.yaml: line 2, column 5: not valid YAML"),
+        ("", "run.yaml: it holds nothing; `graftwork adapt --print-config > run.yaml`"),
         ("sentence,label\n" + "a film,good\n" * 99, "keys and values, not 'sentence,label"),
     ],
 )

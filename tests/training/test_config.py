@@ -110,7 +110,7 @@ def test_yaml_is_one_to_one_with_the_fields() -> None:
     tree = to_tree(RunConfig())
     assert list(tree) == [field.name for field in dataclasses.fields(RunConfig)]
     assert list(tree["train"]) == [field.name for field in dataclasses.fields(TrainConfig)]
-    assert from_yaml("") == RunConfig()
+    assert from_yaml("{}") == RunConfig()
     assert from_yaml("seed: 3\ntrain: {steps: 7}") == RunConfig(seed=3, train=TrainConfig(steps=7))
 
 
@@ -137,13 +137,20 @@ def test_yaml_is_one_to_one_with_the_fields() -> None:
         ("exclude: pooler.*", r"exclude: a list, not 'pooler\.\*'"),
         ("targets: [3]", r"targets\[0\]: text, not 3"),
         ("seed: 1\nseed: 2", "'seed' is written twice"),
-        ("seed: [", "not valid YAML"),
+        ("seed: 1\ntrain: [", r"line 2, column 9: not valid YAML: while parsing a flow node, "),
+        ("seed: 1\n\nseed: 2", "line 3, column 1: key 'seed' is written twice"),
+        ("[1]: 2", r"line 1, column 1: a key is text, not \[1\]"),
+        ("seed: 1\nout: a\0b", r"line 2: not valid YAML: a character that YAML has not, '\\x00'"),
+        ("out: 2024-99-99", "not valid YAML: month must be in 1..12; write texts in quotes"),
+        ("", "it holds nothing; `graftwork adapt --print-config > run.yaml` writes"),
+        ("# seed: 3", "it holds nothing"),
         ("- 1", "RunConfig: keys and values"),
     ],
 )
 def test_bad_yaml_names_the_key_and_the_fix(text: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as caught:
         from_yaml(text)
+    assert "unicode string" not in str(caught.value)
 
 
 def test_numbers_without_a_dot_are_numbers() -> None:

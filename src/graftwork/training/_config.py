@@ -12,7 +12,7 @@ from graftwork.tasks import TaskConfig
 from graftwork.training._plain import Families, from_plain, to_plain
 from graftwork.training._progress import Mode
 from graftwork.training._train_config import TrainConfig
-from graftwork.training._yaml import dump_yaml, parse_yaml
+from graftwork.training._yaml import dump_yaml, parse_yaml, read_yaml
 from graftwork.tuning import TUNERS, RandomMask, StoredType, Tuner
 
 FAMILIES: Families = {Tuner: TUNERS, StepConfig: STEPS}
@@ -96,9 +96,15 @@ def from_tree(tree: Any) -> RunConfig:
 
     Raises:
         ConfigError: an unknown key, a wrong type or an impossible value; names the key's path and
-            the closest known key.
+            the closest known key. Or there is nothing: an empty file is an accident, no wish for
+            the default run.
     """
-    return from_plain(RunConfig, {} if tree is None else tree, FAMILIES)
+    if tree is None:
+        raise ConfigError(
+            "it holds nothing; `graftwork adapt --print-config > run.yaml` writes a whole "
+            "configuration"
+        )
+    return from_plain(RunConfig, tree, FAMILIES)
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -114,12 +120,9 @@ def from_yaml(source: str | Path) -> RunConfig:
     """
     if not isinstance(source, Path):
         return from_tree(parse_yaml(source))
+    tree = read_yaml(source)
     try:
-        text = source.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {source}: {error}") from error
-    try:
-        return from_tree(parse_yaml(text))
+        return from_tree(tree)
     except GraftworkError as error:
         error.args = (f"{source}: {error}", *error.args[1:])
         raise

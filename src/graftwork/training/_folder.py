@@ -14,7 +14,7 @@ from typing import Any
 
 from graftwork._errors import ConfigError, StorageError
 from graftwork.training._files import storing, sweep, write_text
-from graftwork.training._yaml import dump_yaml, parse_yaml
+from graftwork.training._yaml import dump_yaml, read_yaml
 
 CONFIG, METRICS, RESULT, CHECKPOINTS = "config.yaml", "metrics.jsonl", "result.json", "checkpoints"
 WATCHING = ("log", "out")
@@ -113,11 +113,12 @@ class RunFolder:
 
         Raises:
             StorageError: config.yaml is not a run's.
+            ConfigError: config.yaml is not YAML, or cannot be read.
         """
         path = self.path / CONFIG
         if not path.exists():
             return None
-        tree = parse_yaml(path.read_text(encoding="utf-8"))
+        tree = read_yaml(path)
         if not isinstance(tree, Mapping):
             raise StorageError(f"{path} is not the configuration of a run; choose another folder")
         return tree

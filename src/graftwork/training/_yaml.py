@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -22,6 +23,22 @@ def dump_yaml(tree: Any) -> str:
     return yaml.dump(tree, Dumper=_Exact, sort_keys=False, allow_unicode=True, width=100)
 
 
+def read_yaml(path: Path) -> Any:
+    """Return the plain tree of a YAML file.
+
+    Raises:
+        ConfigError: as `parse_yaml`, or the file cannot be read; names the file.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    try:
+        return parse_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
 def parse_yaml(text: str) -> Any:
     """Return the plain tree of YAML `text`.
 
@@ -30,8 +47,20 @@ def parse_yaml(text: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=_Strict)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}") from error
+    except yaml.MarkedYAMLError as error:
+        what = ", ".join(part for part in (error.context, error.problem) if part)
+        where = _place(error.problem_mark or error.context_mark)
+        raise ConfigError(f"{where}: not valid YAML: {what}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        what = f"a character that YAML has not, {chr(error.character)!r}"
+        raise ConfigError(f"line {line}: not valid YAML: {what}") from error
+    except ValueError as error:  # what looks like a date and is none
+        raise ConfigError(f"not valid YAML: {error}; write texts in quotes") from error
+
+
+def _place(mark: yaml.Mark | None) -> str:
+    return "end of the text" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}"
 
 
 _FOLDED = "\x85\u2028\u2029\ufeff"
@@ -57,7 +86,9 @@ class _Strict(yaml.SafeLoader):
         seen: set[Hashable] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
-                raise ConfigError(f"key {key!r} is written twice{key_node.start_mark}")
+            if not isinstance(key, Hashable):
+                raise ConfigError(f"{_place(key_node.start_mark)}: a key is text, not {key!r:.80}")
+            if key in seen:
+                raise ConfigError(f"{_place(key_node.start_mark)}: key {key!r} is written twice")
             seen.add(key)
         return super().construct_mapping(node, deep)
