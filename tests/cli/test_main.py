@@ -1,6 +1,7 @@
 """The entry point: the table of commands, exit codes, one red line and no traceback."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -70,8 +71,21 @@ def test_debug_shows_the_traceback_and_keeps_the_code(capsys):
 def test_each_command_has_help_with_an_example_and_json(capsys, command):
     assert main([command, "--help"]) == 0
     text = capsys.readouterr().out
-    assert f"example: graftwork {command}" in text or f"example:     graftwork {command}" in text
+    assert f"example: graftwork {command}" in text
     assert "--json" in text
+
+
+@pytest.mark.parametrize("words", [*([name] for name in _main.COMMANDS), ["claims", "run"]])
+def test_help_is_laid_out_in_whole_lines(monkeypatch, capsys, words):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main([*words, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 100
+    assert not re.search(r"^│ +[a-z]+ +│$", text, re.MULTILINE), "a word alone on its line"
+    assert text.count("example: ") == len(re.findall(r"^example: ", text, re.MULTILINE)) == 1
+    assert "\n\n\n" not in text
+    assert not re.search(r"^│ +│$", text, re.MULTILINE), "an empty line"
+    assert not re.search(r"\(default: ('')?\)", text)
 
 
 @pytest.mark.parametrize("command", _main.COMMANDS)

@@ -7,20 +7,17 @@ group may be left out where the field's name is unique: `--steps` is `--train.st
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
-import itertools
 import textwrap
 import typing
 from collections import abc
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Annotated, Any, Literal
 
 import yaml
 
 from graftwork._errors import ConfigError
+from graftwork.cli._help import notes_of, with_note
 from graftwork.cli._shared import flags_of, unknown_flag
 
 
@@ -37,7 +34,7 @@ def flag_class(kind: type, chosen: dict[str, type], extra: type) -> type:
     notes = {**notes_of(kind), **notes_of(extra)}
     plain = {name: _spelt_out(hint) for name, hint in (hints | chosen).items()}
     members = [
-        (field.name, _with_help(hint, notes.get(field.name)), _default_of(field))
+        (field.name, with_note(hint, notes.get(field.name)), _default_of(field))
         for group, known in ((kind, plain), (extra, extra_hints))
         for field in dataclasses.fields(group)
         for hint in [known[field.name]]
@@ -86,23 +83,6 @@ def full_flags(words: Sequence[str], kind: type, prog: str, absent: Mapping[str,
             raise unknown_flag(flag, names, prog)
         out.append(f"{leaves[0]}{equals}{value}")
     return out
-
-
-@cache
-def notes_of(kind: type) -> Mapping[str, str]:
-    """Return field -> the docstring under it, as one line; empty without the source."""
-    try:
-        source = textwrap.dedent(inspect.getsource(kind))
-    except (OSError, TypeError):
-        return {}
-    body = typing.cast("ast.ClassDef", ast.parse(source).body[0]).body
-    notes = {}
-    for field, note in itertools.pairwise(body):
-        if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
-            continue
-        if isinstance(note, ast.Expr) and isinstance(note.value, ast.Constant):
-            notes[field.target.id] = " ".join(str(note.value.value).split())
-    return notes
 
 
 def commented_yaml(plain: Mapping[str, Any], config: Any, indent: int = 0) -> str:
@@ -166,9 +146,3 @@ def _spelt_out(hint: Any) -> Any:
     import tyro
 
     return Annotated[hint, tyro.conf.FlagConversionOff]
-
-
-def _with_help(hint: Any, note: str | None) -> Any:
-    import tyro
-
-    return hint if note is None else Annotated[hint, tyro.conf.arg(help=note)]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from graftwork._errors import ConfigError, InputError, closest
+from graftwork.cli._help import noted_fields
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,7 +50,7 @@ def parse(
                 raise unknown_flag(flag, known, prog)
     complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(complaint), noted_fields():
             return tyro.cli(
                 kind,
                 args=words,

@@ -25,11 +25,10 @@ if TYPE_CHECKING:
 
 PROG = "graftwork adapt"
 HELP = """Learn a delta for your data; the base never changes.
-
-The flags are the fields of the configuration; a group may be left out where the name is unique
-(--steps is --train.steps). Flags override the YAML of --config. The flags of a tuner are shown by
---tuner NAME --help (now: {tuner}); NAME is one of
-{tuners}.
+  - The flags are the fields of the configuration; they override the YAML of --config.
+  - A group may be left out where the name is unique: --steps is --train.steps.
+  - --tuner NAME --help shows the flags of a tuner (now: {tuner}). NAME is one of
+    {tuners}.
 
 example: graftwork adapt --base minilm --data reviews.csv --inputs sentence \\
              --tuner diff_pruning --share 0.005 --out runs/reviews
@@ -48,9 +47,10 @@ class Flags:
     resume: bool = False
     """Go on with the run in the folder --out, where there is one."""
     tuner_name: Annotated[str, tyro.conf.arg(name="tuner")] = ""
-    """Name of the tuner; another one than the YAML's begins from its own defaults."""
+    """Name of the tuner; one other than the YAML's begins from its own defaults; default: the
+    YAML's, else random_mask."""
     step_name: Annotated[str, tyro.conf.arg(name="step")] = ""
-    """Name of the step."""
+    """Name of the step; default: the YAML's, else plain_sum."""
     json: bool = False
     """Print one JSON document: {folder, delta, bytes, report, metrics, trained, steps, ...}."""
 

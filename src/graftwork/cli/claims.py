@@ -30,8 +30,8 @@ from graftwork.cli._shared import emit, err, existing, out, parse
 
 LIST_HELP = """List the claims with the verdict of the published (judged) result.
 
-run a claim: graftwork claims run NAME --help
-example:     graftwork claims --json"""
+example: graftwork claims --json
+         graftwork claims run NAME --help"""
 RUN_HELP = """Run one claim, save its result and judge it.
 
 example: graftwork claims run diff-pruning --scale smoke"""

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 HELP = """Adapt a real pretrained encoder by 0.5 % of its weights, in minutes, offline.
 
-A sentence encoder (all-MiniLM-L6-v2) must say whether one sentence follows from another, where only
-word order, more / less and not decide: head only, full fine-tuning, a random mask, diff pruning.
-A demo that was stopped goes on where it was.
+A sentence encoder (all-MiniLM-L6-v2) must say whether one sentence follows from another.
+  - Only word order, more / less and not decide.
+  - Four ways to learn it: head only, full fine-tuning, a random mask, diff pruning.
+  - A demo that was stopped goes on where it was.
 
 example: graftwork demo --out runs/demo"""
 

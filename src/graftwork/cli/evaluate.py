@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 HELP = """Measure a delta on labelled data; calling the base, labels and decoding are in the delta.
 
-Without --data: the held-out rows of the run that made it.
+Without --data: the held-out rows of the data that graftwork generates (comparisons).
 
 example: graftwork evaluate runs/reviews --data new_reviews.csv"""
 
@@ -35,7 +35,7 @@ class Flags:
     columns: Mapping[str, str] = field(default_factory=dict)
     """Name in the delta -> column of the file, in pairs: sentence text label stars."""
     header: bool = True
-    """CSV and TSV: the first row names the columns; if not, they are "0", "1", ..."""
+    """CSV and TSV: the columns are called "0", "1" and so on; default: the first row names them."""
     group: str | None = None
     """Column whose values part the rows: adds each metric for each value."""
     metrics: tuple[str, ...] = ()

@@ -38,7 +38,7 @@ class Flags:
     columns: Mapping[str, str] = field(default_factory=dict)
     """Name in the delta -> column of the file, in pairs: sentence text."""
     header: bool = True
-    """CSV and TSV: the first row names the columns; if not, they are "0", "1", ..."""
+    """CSV and TSV: the columns are called "0", "1" and so on; default: the first row names them."""
     out: Path | None = None
     """JSONL file for the predictions, one line a row."""
     base: str | None = None
