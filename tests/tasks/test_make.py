@@ -342,6 +342,31 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         make_task(text_base(), TaskConfig(data=path))
 
 
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_too_few_rows_beside_those_held_out(tmp_path: Path, kind: Any) -> None:
+    path = write(tmp_path / "two.csv", [["text", "label"], ["a", "1"], ["b", "2"]])
+    message = (
+        r"two.csv has 2 rows; 1 held out to evaluate on \(eval_share 0.1\) leave 1 to learn from, "
+        r"all with '1' in column 'label': give more rows, .* \(--eval-data\)"
+    )
+    with pytest.raises(InputError, match=message):
+        make_task(text_base(), TaskConfig(data=path, kind=kind))
+
+
+def test_pictures_and_arrays_for_a_base_that_reads_text(tmp_path: Path) -> None:
+    for label in Y:
+        (tmp_path / label).mkdir()
+        for i in range(4):
+            Image.new("RGB", (4, 4)).save(tmp_path / label / f"{i}.png")
+    with pytest.raises(
+        UnsupportedError, match=r"^the base reads text, but .* holds pictures; give"
+    ):
+        make_task(text_base(), TaskConfig(data=str(tmp_path), image_size=(4, 4)))
+    table = Table({"x": [[0.0, 1.0], [1.0, 0.0]], "label": Y})
+    with pytest.raises(UnsupportedError, match=r"^the base reads text, but the table holds arrays"):
+        task_from_tables(text_base(), {"train": table})
+
+
 def test_no_text_for_a_base_without_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no tokenizer"):
         make_task(module_base(nn.Linear(2, 2)), TaskConfig(data=reviews(tmp_path)))

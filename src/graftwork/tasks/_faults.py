@@ -1,0 +1,42 @@
+"""What to say where the data do not go with the base, or with how they are divided."""
+
+from __future__ import annotations
+
+from graftwork._errors import InputError
+from graftwork.tasks._calls import TaskBase
+from graftwork.tasks._config import TaskConfig
+from graftwork.tasks._signature import Signature
+from graftwork.tasks._table import Table
+from graftwork.tasks._targets import label_text
+
+
+def check_rest(whole: Table, train: Table, config: TaskConfig) -> None:
+    """Check that what is not held out still has something to tell apart, where the data had it.
+
+    Raises:
+        InputError: all rows left have one label or value; tells the numbers of rows.
+    """
+    if config.label not in whole:
+        return
+    left, all_of_them = (
+        {label_text(value) for value in table[config.label]} for table in (train, whole)
+    )
+    if len(left) > 1 or len(all_of_them) < 2:
+        return
+    raise InputError(
+        f"{whole.source} has {len(whole)} rows; {len(whole) - len(train)} held out to evaluate on "
+        f"(eval_share {config.eval_share}) leave {len(train)} to learn from, all with "
+        f"{left.pop()!r} in column {config.label!r}: give more rows, or other rows to evaluate on "
+        "by eval_data (--eval-data)"
+    )
+
+
+def wrong_modality(base: TaskBase, signature: Signature, table: Table) -> str:
+    """Return what to say where a base that reads text was given pictures or arrays, or ""."""
+    if base.tokenizer is None or signature.call != "array" or signature.array is None:
+        return ""
+    if signature.array.picture:
+        what, other = "pictures", "a base for pictures, such as a vision transformer"
+    else:
+        what, other = f"arrays of shape {signature.array.shape}", "a module that takes them"
+    return f"the base reads text, but {table.source} holds {what}; give texts, or {other} (--base)"
