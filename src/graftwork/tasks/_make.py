@@ -24,6 +24,7 @@ from graftwork.tasks._comparisons import (
 from graftwork.tasks._config import TaskConfig
 from graftwork.tasks._encoded import ArrayInput
 from graftwork.tasks._evaluator import Evaluator
+from graftwork.tasks._faults import check_rest, wrong_modality
 from graftwork.tasks._readers import read
 from graftwork.tasks._signature import Signature
 from graftwork.tasks._stream import TableStream
@@ -151,6 +152,7 @@ def read_tables(config: TaskConfig, seed: int) -> tuple[TaskConfig, dict[str, Ta
             # Of all rows, since a rare label may fall into one part only.
             config = replace(config, labels=labels_of(whole, config.label))
         train, held = whole.split(config.eval_share, seed=0)
+        check_rest(whole, train, config)
     return config, {
         "train": train.sample(config.max_rows, seed),
         "eval": held.sample(config.eval_rows, 0),
@@ -318,7 +320,8 @@ def _width(base: TaskBase, signature: Signature, train: Table) -> int:
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         shapes = {name: tuple(value.shape) for name, value in inputs.items()}
         raise UnsupportedError(
-            f"the base cannot be called with {shapes} (call {signature.call!r}): {error}"
+            wrong_modality(base, signature, train)
+            or f"the base cannot be called with {shapes} (call {signature.call!r}): {error}"
         ) from error
     if features.dim() != 2:
         raise UnsupportedError(
