@@ -10,15 +10,22 @@ from torch import nn
 
 from graftwork._errors import DeltaError, UnknownNameError
 from graftwork.deltas import PORT_KINDS, Delta, Port, build_ports, port_of
-from graftwork.nn import Bottleneck, Head, InputEmbedder, Prompt
+from graftwork.nn import Bottleneck, Codes, Columns, Head, InputEmbedder, Patches, Prompt
 
 MADE = {
     "head": (Head, {"in_features": 4, "out_features": 3, "hidden": 5, "activation": "relu"}),
     "prompt": (Prompt, {"length": 2, "width": 4}),
     "bottleneck": (Bottleneck, {"width": 4, "size": 2, "activation": "tanh"}),
     "input": (InputEmbedder, {"in_features": 4, "width": 6}),
+    "patches": (Patches, {"channels": 3, "patch": [2], "width": 6}),
+    "columns": (Columns, {"categories": [0, 3, 0], "width": 6, "tokens": 2}),
+    "codes": (Codes, {"count": 4, "width": 6, "patch": 2}),
 }
 INPUT = torch.linspace(-1, 1, 24).reshape(2, 3, 4)
+INPUTS = dict.fromkeys(MADE, INPUT) | {
+    "columns": torch.tensor([[0.5, 2.0, -1.0], [0.1, 0.0, 0.7], [-0.4, 1.0, 0.2]]),
+    "codes": torch.tensor([[0, 1, 2, 3], [3, 3, 1, 0]]),
+}
 
 
 def _trained(kind: str, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -31,7 +38,8 @@ def _trained(kind: str, dtype: torch.dtype = torch.float32) -> nn.Module:
         nn.init.normal_(list(goal.parameters())[-1], std=0.5)
         if kind == "bottleneck":
             nn.init.normal_(goal.up.weight)
-    x = INPUT.to(dtype)
+    x = INPUTS[kind]
+    x = x.to(dtype) if x.is_floating_point() else x
     target = goal(x).detach()
     optimiser = torch.optim.AdamW(module.parameters(), lr=3e-2, weight_decay=0.0)
     losses = []
@@ -56,7 +64,8 @@ def test_law04_ports_come_back_as_they_are_stored(kind: str, stored: str) -> Non
     port = port_of(module, kind, MADE[kind][1], stored)
     again = build_ports(Delta({}, {"p": port}))["p"]
     assert type(again) is type(module)
-    x = INPUT.to(next(module.parameters()).dtype)
+    x = INPUTS[kind]
+    x = x.to(next(module.parameters()).dtype) if x.is_floating_point() else x
     if stored in ("float32", "float64"):
         assert torch.equal(again(x), module(x))
     else:

@@ -13,13 +13,16 @@ from graftwork._errors import ConfigError, DeltaError, UnknownNameError
 from graftwork.deltas._delta import Delta
 from graftwork.deltas._quantise import quantise
 from graftwork.deltas._terms import Port, Stored, values_of
-from graftwork.nn import Bottleneck, Head, InputEmbedder, Prompt
+from graftwork.nn import Bottleneck, Codes, Columns, Head, InputEmbedder, Patches, Prompt
 
 PORT_KINDS: Mapping[str, Callable[..., nn.Module]] = {
     "head": Head,
     "prompt": Prompt,
     "bottleneck": Bottleneck,
     "input": InputEmbedder,
+    "patches": Patches,
+    "columns": Columns,
+    "codes": Codes,
 }
 """Kind -> module class; a port's config holds the class's arguments."""
 

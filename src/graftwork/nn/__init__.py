@@ -2,6 +2,11 @@
 
 from graftwork.nn._activations import Activation as Activation
 from graftwork.nn._activations import activation_module as activation_module
+from graftwork.nn._embedders import Codes as Codes
+from graftwork.nn._embedders import Columns as Columns
+from graftwork.nn._embedders import OutputNorm as OutputNorm
+from graftwork.nn._embedders import Patches as Patches
+from graftwork.nn._embedders import patch_of as patch_of
 from graftwork.nn._head import Head as Head
 from graftwork.nn._linear import PromotingLinear as PromotingLinear
 from graftwork.nn._ports import Bottleneck as Bottleneck
@@ -11,9 +16,14 @@ from graftwork.nn._ports import Prompt as Prompt
 __all__ = [
     "Activation",
     "Bottleneck",
+    "Codes",
+    "Columns",
     "Head",
     "InputEmbedder",
+    "OutputNorm",
+    "Patches",
     "PromotingLinear",
     "Prompt",
     "activation_module",
+    "patch_of",
 ]

@@ -69,7 +69,7 @@ class DatasetDistance:
     eps: float = 0.1
     """Sinkhorn: last temperature in the units of the cost, outer and inner alike."""
     scaling: float = 0.9
-    """Sinkhorn: ratio of neighbouring blurs; the loop runs once for each. At 0.9 values are right to
+    """Sinkhorn: ratio of neighbouring blurs, one turn of the loop each. At 0.9 values are right to
     some per mille and gradients to some ten percent; 0.999 makes both right, at 100 times the time.
     Shen et al. leave it at 0.5."""
     debias: bool = True
