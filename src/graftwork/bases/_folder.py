@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from graftwork._errors import BaseError, UnsupportedError
+from graftwork.bases._own import MARK, Own, own_folder
 
 _POOLINGS = {"mean": "mean", "cls": "cls", "max": "max", "lasttoken": "last"}
 _OLD_POOLINGS = {
@@ -31,6 +32,7 @@ class Folder:
         pooling: of a sentence-transformers folder.
         max_length: of a sentence-transformers folder.
         normalise: whether its pipeline ends with a normalise layer; None for other folders.
+        own: which model of `graftwork.models` it holds; None for others.
     """
 
     root: Path
@@ -38,10 +40,11 @@ class Folder:
     pooling: str | None = None
     max_length: int | None = None
     normalise: bool | None = None
+    own: Own | None = None
 
 
 def read_folder(path: Path) -> Folder:
-    """Read a transformers or sentence-transformers folder.
+    """Read a folder of transformers, of sentence-transformers, or of our own.
 
     Raises:
         BaseError: no config.json, no safetensors weights, or a file that cannot be read.
@@ -49,7 +52,11 @@ def read_folder(path: Path) -> Folder:
     """
     modules = path / "modules.json"
     if not modules.is_file():
-        return Folder(path, _weights(path))
+        weights, said = _weights(path), read_json(path / "config.json")
+        if not isinstance(said, dict) or MARK not in said:
+            return Folder(path, weights)
+        own, pooling, length = own_folder(said, path / "config.json")
+        return Folder(path, weights, pooling, length, own=own)
     root, pooling, normalise = path, None, False
     for module in read_json(modules):
         kind, place = str(module.get("type", "")), path / str(module.get("path", ""))

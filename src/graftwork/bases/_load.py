@@ -17,11 +17,13 @@ from torch import nn
 
 from graftwork._errors import BaseError, MissingDependencyError, UnknownNameError
 from graftwork.bases._base import Base
-from graftwork.bases._canonical import canonical_names, modern_spelling
+from graftwork.bases._canonical import canonical_names, is_pretrained, modern_spelling
 from graftwork.bases._folder import Folder, read_folder
+from graftwork.bases._own import read_own
 from graftwork.bases._prints import cached, file_prints, file_sha256, identity, print_of
 from graftwork.bases._tokenizer import longest_input, tokenizer_digest
 from graftwork.deltas import NameMap, TensorPrint, shared_copy
+from graftwork.models import ModelConfig
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 POOLINGS = ("mean", "cls", "max", "last", "none")
@@ -41,9 +43,9 @@ def load(
 
     Args:
         spec: "minilm" (the demo base: all-MiniLM-L6-v2 from the extra `demo`, its SHA-256
-            verified), a local transformers or sentence-transformers folder, a Hugging Face id, or
-            any `nn.Module`. A module is not touched: the base holds a copy of the module tree that
-            shares its storage.
+            verified), a local folder of transformers, sentence-transformers or `save`, a Hugging
+            Face id, or any `nn.Module`. A module is not touched: the base holds a copy of the
+            module tree that shares its storage.
         dtype: cast to this type; None keeps the stored one. The fingerprint stays that of the
             stored tensors: the cast is a declared view of them.
         device: where the weights go.
@@ -119,7 +121,8 @@ def _from_folder(
     model = model.eval().requires_grad_(False)
     names = canonical_names(model)
     absent = {names.aliases.get(name, name) for name in info["missing_keys"]}
-    stored = _match(names, in_files, absent, modern_spelling(model))
+    respell = modern_spelling(model) if is_pretrained(model) else str
+    stored = _match(names, in_files, absent, respell)
     files = (*folder.weights, folder.root / "config.json")
     key = [[identity(p) for p in files], torch.__version__, _version(), str(dtype)]
     live = cached("live", key, lambda: _to_json(_references(model, names, stored)))
@@ -194,7 +197,27 @@ def _download(name: str) -> Path:
         ) from cause
 
 
+def load_module(folder: str | Path) -> tuple[nn.Module, ModelConfig, Any]:
+    """Return (module, config, tokenizer) of a folder that `save` wrote, to go on pretraining.
+
+    Unlike a base, the module has its heads of pretraining, and is free to change.
+
+    Raises:
+        BaseError: the folder is none of `save`, or is damaged.
+    """
+    found = read_folder(_find(folder))
+    if found.own is None:
+        raise BaseError(f"{found.root} was not written by graftwork.bases.save")
+    module, _ = read_own(found.own, found.weights[0], None, whole=True)
+    with _quiet_transformers():
+        tokenizer = _read_tokenizer(found)
+    return module, found.own.config, tokenizer
+
+
 def _read_model(folder: Folder, dtype: torch.dtype | None) -> tuple[Any, Mapping[str, Any]]:
+    if folder.own is not None:
+        module, unexpected = read_own(folder.own, folder.weights[0], dtype)
+        return module, {"missing_keys": [], "unexpected_keys": unexpected}
     from safetensors import SafetensorError
     from transformers import AutoModel
 
@@ -318,6 +341,8 @@ def _main_stored(in_files: Mapping[str, TensorPrint]) -> str | None:
 
 
 def _width(config: Any) -> int | None:
+    if isinstance(config, ModelConfig):
+        return config.output_width
     text = getattr(config, "get_text_config", None)
     width = getattr(text() if callable(text) else config, "hidden_size", None)
     return int(width) if isinstance(width, int) else None
