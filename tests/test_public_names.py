@@ -1,7 +1,9 @@
 """The public surface is what `__all__` says, of the package and of every room."""
 
-import importlib
+import importlib.metadata
 import pkgutil
+import subprocess
+import sys
 
 import pytest
 
@@ -33,6 +35,16 @@ def test_lazy_names_and_type_checked_names_agree() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'adopt'"):
         graftwork.adopt  # noqa: B018
+
+
+def test_version_is_that_of_the_installed_package() -> None:
+    assert graftwork.__version__ == importlib.metadata.version("graftwork")
+
+
+def test_version_costs_nothing_before_it_is_asked_for() -> None:
+    code = "import graftwork; print('__version__' in vars(graftwork))"
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert asked.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize("room", ROOMS)

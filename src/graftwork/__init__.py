@@ -79,10 +79,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    value: Any
+    if name == "__version__":
+        value = import_module("importlib.metadata").version("graftwork")
+    elif name in _HOME:
+        room, attribute = _HOME[name]
+        value = getattr(import_module(f"graftwork.{room}"), attribute)
+    else:
         raise AttributeError(f"module 'graftwork' has no attribute {name!r}")
-    room, attribute = _HOME[name]
-    value = getattr(import_module(f"graftwork.{room}"), attribute)
     globals()[name] = value
     return value
 

@@ -95,9 +95,9 @@ def _dispatch(words: list[str]) -> None:
         print(usage(), end="")
         return
     if words[0] == "--version":
-        from importlib.metadata import version
+        from graftwork import __version__
 
-        print(f"graftwork {version('graftwork')}")
+        print(f"graftwork {__version__}")
         return
     if words[0] not in COMMANDS:
         raise UnknownNameError("command", words[0], COMMANDS)
