@@ -119,6 +119,7 @@ def test_another_base(run, capsys):
         (["predict", "RUN"], "give either --text or --data"),
         (["predict", "RUN", "--text", "a", "--data", "b"], "give either --text or --data"),
         (["predict", "RUN", "--text", "a", "--out", "no/such/x.jsonl"], "there is no folder"),
+        (["predict", "RUN", "--text", "a", "--out", "."], "--out . is a folder; name a file, such"),
         (["predict", "RUN", "--data", "nowhere.csv"], "data 'nowhere.csv' does not exist"),
         (["evaluate", "RUN"], "name the rows to measure on with --data"),
         (["evaluate", "RUN", "--data", "CSV", "--metrics", "acc"], "unknown metric 'acc'"),

@@ -56,8 +56,8 @@ def main(words: list[str]) -> None:
     flags = parse(Flags, words, prog="graftwork predict", description=HELP)
     if bool(flags.text) == (flags.data is not None):
         raise InputError("give either --text or --data")
-    if flags.out is not None and not flags.out.parent.is_dir():
-        raise InputError(f"--out {flags.out}: there is no folder {str(flags.out.parent)!r}")
+    if flags.out is not None:
+        _check_out(flags.out)
     from graftwork.tasks import Signature, predict
 
     delta = load_delta(flags.delta)
@@ -71,6 +71,14 @@ def main(words: list[str]) -> None:
         emit({"delta": str(flags.delta), "base": base.name, "predictions": lines})
     elif flags.out is None:
         _show(lines)
+
+
+def _check_out(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise InputError(f"--out {path}: there is no folder {str(path.parent)!r}; make it first")
+    if path.is_dir():
+        file = path / "predictions.jsonl"
+        raise InputError(f"--out {path} is a folder; name a file, such as {file}")
 
 
 def _rows(flags: Flags, signature: Signature) -> Table:
@@ -115,7 +123,9 @@ def _write(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise StorageError(f"cannot write {path}: {error.strerror}") from error
+        raise StorageError(
+            f"cannot write {path}: {error.strerror}; free space or choose another file"
+        ) from error
     err().print(f"{len(lines):,} predictions: {path}")
 
 
