@@ -147,7 +147,7 @@ def test_evaluate_by_group_whatever_the_batches() -> None:
 
 
 def test_regression_is_measured_in_the_datas_units() -> None:
-    of = signature(0, target_mean=10.0, target_std=2.0)
+    of = signature(0, target_mean=(10.0,), target_std=(2.0,))
     evaluator = Evaluator(of, ("mse", "mae"))
     got = evaluator.evaluate(call, stream([[0.0], [1.0]], [10.0, 14.0], of))
     assert got == pytest.approx({"mse": 2.0, "mae": 1.0})

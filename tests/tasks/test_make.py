@@ -128,7 +128,7 @@ def test_two_text_columns_and_templates() -> None:
 def test_regression_is_standardised_by_the_training_rows() -> None:
     table = Table({"text": ["a", "b", "c", "d"], "label": ["1", "2", "3", "10"]}, "s.csv")
     task = task_from_tables(text_base(), {"train": table}, TaskConfig(kind="regression"))
-    assert task.signature.target_mean == 4.0
+    assert task.signature.target_mean == (4.0,)
     targets = next(stream(task, "train").once(4)).targets
     assert targets is not None
     assert targets.mean().item() == pytest.approx(0.0, abs=1e-6)

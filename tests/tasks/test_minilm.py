@@ -30,7 +30,7 @@ def test_two_encodings_equal_each_sentence_alone(base: Base) -> None:
     assert isinstance(stream, TableStream)
     batch = next(stream.once(8))
     with torch.no_grad():
-        got = task.signature.features_of(base.model, batch.inputs)
+        got = task.signature.features_of(base.model, {}, batch.inputs)
         for row in range(8):
             sides = []
             for column in ("premise", "hypothesis"):

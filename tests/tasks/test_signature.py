@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +29,10 @@ def two(**changes: Any) -> Signature:
     return Signature(**{**TEXT, "call": "two_encodings", "fields": ("one", "two"), **changes})
 
 
+def values(**changes: Any) -> Signature:
+    return single(**{"kind": "regression", "labels": (), **changes})
+
+
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="{}!:[]."), min_size=1, max_size=5)
 
 
@@ -35,25 +42,31 @@ ARRAY = ArrayInput((3, 4), scale=0.5, mean=(0.25,), std=(1.0, 2.0, 3.0))
 @st.composite
 def fields_of_signatures(draw: st.DrawFn) -> dict[str, Any]:
     call = draw(st.sampled_from(sorted(CALLS)))
-    count = {"single": 1, "array": 1}.get(call, 2)
+    count = {"single": 1, "array": 1, "embedded": 1}.get(call, 2)
     fields = tuple(draw(st.lists(NAMES, min_size=count, max_size=count, unique=True)))
-    kind = draw(st.sampled_from(["classification", "regression"]))
+    kind = draw(st.sampled_from(["classification", "regression", "binary", "vector"]))
     labels = draw(st.lists(NAMES, min_size=2, max_size=4, unique=True))
+    answers = tuple(labels[:2]) if draw(st.booleans()) else ()
+    most = {"classification": 1, "vector": 0}.get(kind, 3)
+    targets = draw(st.lists(NAMES, min_size=min(most, 1), max_size=most, unique=True))
+    spread = len(targets) if kind == "regression" else 0
     template = tuple(f"{{{name}}} ." for name in fields) if draw(st.booleans()) else ()
     return dict(  # noqa: C408
         kind=kind,
         call=call,
         fields=fields,
-        labels=tuple(labels) if kind == "classification" else (),
-        template=template if call != "array" else (),
+        targets=tuple(targets),
+        labels={"classification": tuple(labels), "binary": answers}.get(kind, ()),
+        template=template if CALLS[call].texts else (),
         max_length=draw(st.none() | st.integers(1, 512)),
         pooling=draw(st.sampled_from(sorted(POOLINGS))),
         normalise=draw(st.booleans()),
         features=tuple(draw(st.permutations(FEATURES)))[: draw(st.integers(1, 4))],
-        array=ARRAY if call == "array" else None,
+        array=None if CALLS[call].texts else ARRAY,
+        input="pixels" if call == "embedded" else None,
         head="head" if call == "two_encodings" else draw(st.sampled_from(["head", None])),
-        target_mean=draw(st.floats(-1e6, 1e6)),
-        target_std=draw(st.floats(1e-6, 1e6)),
+        target_mean=tuple(draw(st.floats(-1e6, 1e6)) for _ in range(spread)),
+        target_std=tuple(draw(st.floats(1e-6, 1e6)) for _ in range(spread)),
     )
 
 
@@ -85,9 +98,12 @@ def test_each_missing_key_is_named() -> None:
         ("normalise", 1),
         ("array", [1]),
         ("head", 0),
-        ("target_mean", "0"),
-        ("target_std", float("nan")),
-        ("target_std", 10**400),
+        ("targets", "label"),
+        ("target_mean", 0.0),
+        ("target_mean", ["0"]),
+        ("target_std", [float("nan")]),
+        ("target_std", [10**400]),
+        ("input", 1),
     ],
 )
 def test_each_ill_typed_key_is_named(key: str, value: Any) -> None:
@@ -99,7 +115,9 @@ def test_each_ill_typed_key_is_named(key: str, value: Any) -> None:
     ("change", "message"),
     [
         ({"lables": []}, "unknown key 'lables'; did you mean 'labels'"),
-        ({"version": 2}, "version 2 is not 1"),
+        ({"version": 3}, "version 3 is not one of 1 to 2"),
+        ({"version": [2]}, r"version \[2\] is not"),
+        ({"version": True}, "unknown key 'targets'; did you mean 'target'"),
         ({"call": "singel"}, "unknown call 'singel'; did you mean 'single'"),
         ({"pooling": "average"}, "unknown pooling"),
         ({"labels": ["a", "a"]}, "2 or more different"),
@@ -110,7 +128,10 @@ def test_each_ill_typed_key_is_named(key: str, value: Any) -> None:
         ({"template": ["{text"]}, "write '{column}'"),
         ({"template": ["no column"]}, "names no column"),
         ({"max_length": 0}, "must be 1 or more"),
-        ({"target_std": 0.0}, "must be finite"),
+        ({"target_std": [1.0]}, r"must have 0 number\(s\)"),
+        ({"targets": []}, "classification has 1 target"),
+        ({"targets": ["a", "b"]}, "classification has 1 target"),
+        ({"input": "pixels"}, "goes with the call 'embedded'"),
         ({"array": {"shape": [2]}}, "the key 'dtype' is missing"),
         ({"array": {"shap": 1}}, "unknown key 'shap'; did you mean 'shape'"),
     ],
@@ -118,6 +139,82 @@ def test_each_ill_typed_key_is_named(key: str, value: Any) -> None:
 def test_values_that_do_not_fit_are_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(DeltaError, match=message):
         Signature.from_json({**single().to_json(), **change})
+
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+OF_VERSION_1: dict[str, Signature] = {
+    "single": single(labels=("neg", "pos"), max_length=128),
+    "pair": Signature(
+        kind="classification",
+        call="pair",
+        fields=("a", "b"),
+        targets=("stars",),
+        labels=("1", "2", "3"),
+        pooling="cls",
+        normalise=True,
+    ),
+    "two_encodings": Signature(
+        kind="regression",
+        call="two_encodings",
+        fields=("a", "b", "c"),
+        targets=("score",),
+        template=("{a} {b}", "{c}"),
+        features=("|u-v|", "u*v"),
+        target_mean=(2.5,),
+        target_std=(1.25,),
+    ),
+    "array": single(
+        call="array",
+        fields=("image",),
+        labels=("no", "peut-être \u2713"),
+        array=ArrayInput((3, 4, 5), "float32", 1 / 255, (0.5, 0.25, 0.125), (0.5,), "RGB"),
+        pooling="none",
+        head=None,
+    ),
+    "ids": values(
+        call="array",
+        fields=("x",),
+        array=ArrayInput((7,), "int64"),
+        target_mean=(-1.0,),
+        target_std=(0.5,),
+    ),
+}
+OF_VERSION_2: dict[str, Signature] = {
+    **OF_VERSION_1,
+    "several": values(
+        fields=("smiles",),
+        targets=("homo", "lumo"),
+        target_mean=(-0.25, 0.125),
+        target_std=(0.5, 2.0),
+    ),
+    "answers": values(kind="binary", targets=("toxic", "active"), labels=("CI", "CA")),
+    "embedded": single(call="embedded", fields=("x",), array=ArrayInput((8, 3)), input="pixels"),
+    "policy": values(
+        kind="vector", call="array", fields=("seen",), targets=(), array=ArrayInput((5,)), head=None
+    ),
+}
+
+
+@pytest.mark.parametrize(("version", "known"), [(1, OF_VERSION_1), (2, OF_VERSION_2)])
+def test_golden_signatures_of_every_version_are_read(
+    version: int, known: dict[str, Signature]
+) -> None:
+    written = json.loads((GOLDEN / f"signatures_v{version}.json").read_text(encoding="utf-8"))
+    assert {name: Signature.from_json(data) for name, data in written.items()} == known
+    assert all(data["version"] == version for data in written.values())
+
+
+def test_this_version_writes_the_golden_signatures() -> None:
+    written = json.loads((GOLDEN / "signatures_v2.json").read_text(encoding="utf-8"))
+    assert {name: signature.to_json() for name, signature in OF_VERSION_2.items()} == written
+
+
+def test_version_1_has_no_newer_kinds() -> None:
+    data = json.loads((GOLDEN / "signatures_v1.json").read_text(encoding="utf-8"))["single"]
+    with pytest.raises(DeltaError, match="version 1 has no kind 'binary'"):
+        Signature.from_json({**data, "kind": "binary"})
+    with pytest.raises(DeltaError, match="the key 'target' is missing"):
+        Signature.from_json({k: v for k, v in data.items() if k != "target"})
 
 
 def test_an_empty_signature_is_a_bare_weight_difference() -> None:
@@ -132,9 +229,18 @@ def test_an_empty_signature_is_a_bare_weight_difference() -> None:
         (lambda: two(features=()), "one or more"),
         (lambda: two(features=("u", "u")), "each once"),
         (lambda: two(head=None), "needs a head"),
-        (lambda: single(array=ArrayInput((2,))), "goes with the call 'array'"),
-        (lambda: single(call="array"), "goes with the call 'array'"),
+        (lambda: single(array=ArrayInput((2,))), "goes with the calls 'array'"),
+        (lambda: single(call="array"), "goes with the calls 'array'"),
+        (lambda: single(call="embedded", array=ArrayInput((2,))), "`input` None goes with"),
         (lambda: single(kind="regression"), "regression has no labels"),
+        (lambda: values(targets=("a", "a")), "different targets"),
+        (lambda: values(targets=("a", "b"), target_std=(1.0,)), r"must have 2 number\(s\)"),
+        (lambda: values(target_std=(0.0,)), "must be finite"),
+        (lambda: values(kind="vector"), r"vector has 0 target\(s\)"),
+        (lambda: values(kind="vector", targets=(), labels=("a", "b")), "vector has no labels"),
+        (lambda: values(kind="binary", labels=("no",)), "the words for no and yes"),
+        (lambda: values(kind="binary", target_mean=(0.0,)), "one for each target of a regression"),
+        (lambda: values(kind="ranking"), "unknown kind 'ranking'"),
         (lambda: ArrayInput((3, 4), mean=(0.0, 0.0)), "mean has 2 values"),
         (lambda: ArrayInput((3, 4), std=(0.0,)), "must be positive"),
         (lambda: ArrayInput((3,), picture="RGB"), r"\(channels, height, width\)"),
@@ -170,7 +276,7 @@ def test_single_equals_each_text_alone_whatever_the_padding(pooling: str) -> Non
     signature = single(pooling=pooling)
     inputs = signature.encode(text_base(), [{"text": text} for text in TEXTS])
     assert inputs["input_ids"].shape == (4, 10)
-    got = signature.features_of(text_base().model, inputs)
+    got = signature.features_of(text_base().model, {}, inputs)
     want = torch.stack([NAIVE[pooling](h) for h in hidden(TEXTS)])
     torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
 
@@ -181,7 +287,7 @@ def test_pair_uses_the_tokenizers_pair_encoding() -> None:
     records = [{"one": a, "two": b} for a, b in zip(ones, twos, strict=True)]
     inputs = signature.encode(text_base(), records)
     assert inputs["token_type_ids"][1].tolist() == [0, 0, 0, 1, 1, 1, 1]
-    got = signature.features_of(text_base().model, inputs)
+    got = signature.features_of(text_base().model, {}, inputs)
     want = torch.stack([h.mean(0) for h in hidden(ones, twos)])
     torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
 
@@ -194,7 +300,7 @@ def test_two_encodings_equal_two_forwards(features: tuple[str, ...], normalise: 
     records = [{"one": a, "two": b} for a, b in zip(ones, twos, strict=True)]
     inputs = signature.encode(text_base(), records)
     assert inputs["input_ids"].shape == (2, 2, 7)
-    got = signature.features_of(text_base().model, inputs)
+    got = signature.features_of(text_base().model, {}, inputs)
     u, v = (torch.stack([h.mean(0) for h in hidden(texts)]) for texts in (ones, twos))
     if normalise:
         u, v = u / u.norm(dim=1, keepdim=True), v / v.norm(dim=1, keepdim=True)
@@ -213,7 +319,7 @@ def test_two_encodings_run_one_forward() -> None:
 
     model = Counter()
     inputs = two().encode(text_base(), [{"one": "a", "two": "b c"}] * 3)
-    assert two().features_of(model, inputs).shape == (3, 4 * 13)
+    assert two().features_of(model, {}, inputs).shape == (3, 4 * 13)
     assert model.calls == 1
 
 
@@ -259,8 +365,54 @@ def test_arrays_are_scaled_and_feature_maps_pooled() -> None:
     assert inputs["x"].dtype == torch.float32
     want = torch.stack([2 * x[0] - 1, x[1], 2 * x[2]])
     torch.testing.assert_close(inputs["x"][0], want)
-    features = signature.features_of(Maps(), inputs)
+    features = signature.features_of(Maps(), {}, inputs)
     torch.testing.assert_close(features, want[:2].mean((1, 2))[None])
+
+
+class Embedder(nn.Module):
+    """`(B, L, 3)` to `(B, L, 8)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x)
+        return out
+
+
+@pytest.mark.parametrize("pooling", sorted(NAIVE))
+def test_embedded_gives_the_port_in_place_of_token_embeddings(pooling: str) -> None:
+    form = ArrayInput((5, 3))
+    signature = single(
+        call="embedded", fields=("x",), array=form, input="pixels", head=None, pooling=pooling
+    )
+    base, embedder = text_base(), Embedder()
+    x = torch.randn(2, 5, 3)
+    inputs = signature.encode(base, [{"x": row} for row in x])
+    ports = nn.ModuleDict({"pixels": embedder})
+    headed = dataclasses.replace(signature, head="head")
+    got = headed.features_of(base.model, ports, inputs)
+    # The oracle: each row alone, by the inner parts of BERT that come after the word embeddings.
+    parts = base.model.embeddings
+    rows = []
+    for row in x:
+        added = embedder(row).double() + parts.position_embeddings.weight[:5]
+        hidden = parts.LayerNorm(added + parts.token_type_embeddings.weight[0])[None]
+        for layer in base.model.encoder.layer:
+            out = layer(hidden)
+            hidden = out if isinstance(out, Tensor) else out[0]
+        rows.append(NAIVE[pooling](hidden[0]))
+    torch.testing.assert_close(got, torch.stack(rows), rtol=0, atol=1e-10)
+
+
+def test_embedded_names_what_is_wrong() -> None:
+    fields: dict[str, Any] = {"call": "embedded", "fields": ("x",), "array": ArrayInput((3,))}
+    signature = single(**fields, input="pixels")
+    with pytest.raises(DeltaError, match="needs the port 'pixels'; did you mean 'pixel'"):
+        signature.features_of(nn.Identity(), {"pixel": nn.Identity()}, {"x": torch.zeros(2, 3)})
+    with pytest.raises(UnsupportedError, match=r"the port 'pixels' gave \(2, 3\)"):
+        signature.features_of(nn.Identity(), {"pixels": nn.Identity()}, {"x": torch.zeros(2, 3)})
 
 
 def test_outputs_come_from_head_or_module() -> None:
@@ -293,7 +445,7 @@ def test_outputs_that_cannot_be_pooled_are_errors(output: Any, pooling: str, mes
 
     signature = single(call="array", fields=("x",), array=ArrayInput((3,)), pooling=pooling)
     with pytest.raises(UnsupportedError, match=message):
-        signature.features_of(Odd(), {"x": torch.zeros(2, 3)})
+        signature.features_of(Odd(), {}, {"x": torch.zeros(2, 3)})
 
 
 def test_decode_classification_and_ties() -> None:
@@ -306,11 +458,27 @@ def test_decode_classification_and_ties() -> None:
 
 
 def test_decode_regression_gives_the_datas_units() -> None:
-    signature = single(kind="regression", labels=(), target_mean=10.0, target_std=4.0)
+    signature = single(kind="regression", labels=(), target_mean=(10.0,), target_std=(4.0,))
     predictions = signature.decode(torch.tensor([[0.5], [-1.0]]))
     assert [p.value for p in predictions] == [12.0, 6.0]
+    assert [p.values for p in predictions] == [{"label": 12.0}, {"label": 6.0}]
     with pytest.raises(DeltaError, match="1 output"):
         signature.decode(torch.zeros(2, 3))
+
+
+def test_decode_several_targets_answers_and_vectors() -> None:
+    several = values(targets=("a", "b"), target_mean=(1.0, -1.0), target_std=(2.0, 0.5))
+    (first,) = several.decode(torch.tensor([[0.5, 4.0]]))
+    assert (first.value, first.values) == (None, {"a": 2.0, "b": 1.0})
+    (second,) = values(kind="binary", targets=("a", "b")).decode(torch.tensor([[0.0, 2.0]]))
+    assert second.scores == pytest.approx({"a": 0.5, "b": 1 / (1 + math.exp(-2))})
+    assert (second.label, second.values) == (None, None)
+    (third,) = values(kind="vector", targets=()).decode(torch.tensor([[0.25, 2.0, -1.0]]))
+    assert third.vector == (0.25, 2.0, -1.0)
+    with pytest.raises(DeltaError, match="2 output"):
+        several.decode(torch.zeros(1, 3))
+    with pytest.raises(DeltaError, match="any number of"):
+        values(kind="vector", targets=()).decode(torch.zeros(3))
 
 
 @pytest.mark.parametrize(

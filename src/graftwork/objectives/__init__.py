@@ -1,5 +1,9 @@
 """Losses, per row, one file each."""
 
+from graftwork.objectives._absolute_error import absolute_error as absolute_error
+from graftwork.objectives._binary_cross_entropy import (
+    binary_cross_entropy as binary_cross_entropy,
+)
 from graftwork.objectives._cross_entropy import cross_entropy as cross_entropy
 from graftwork.objectives._dataset_distance import DatasetDistance as DatasetDistance
 from graftwork.objectives._dataset_distance import Labelled as Labelled
@@ -8,6 +12,8 @@ from graftwork.objectives._feature_distances import pairwise_l2 as pairwise_l2
 from graftwork.objectives._label_distance import exact_w2 as exact_w2
 from graftwork.objectives._label_distance import gaussian_w2 as gaussian_w2
 from graftwork.objectives._label_distance import sinkhorn_w2 as sinkhorn_w2
+from graftwork.objectives._mmd import Kernel as Kernel
+from graftwork.objectives._mmd import mmd as mmd
 from graftwork.objectives._squared_error import squared_error as squared_error
 from graftwork.objectives._table import OBJECTIVES as OBJECTIVES
 from graftwork.objectives._types import Model as Model
@@ -16,13 +22,17 @@ from graftwork.objectives._types import Objective as Objective
 __all__ = [
     "OBJECTIVES",
     "DatasetDistance",
+    "Kernel",
     "Labelled",
     "Model",
     "Objective",
+    "absolute_error",
+    "binary_cross_entropy",
     "cross_entropy",
     "exact_w2",
     "gaussian_w2",
     "kernel_mmd",
+    "mmd",
     "pairwise_l2",
     "sinkhorn_w2",
     "squared_error",

@@ -5,6 +5,7 @@ from graftwork.tasks._array_readers import arrays as arrays
 from graftwork.tasks._array_readers import image_folder as image_folder
 from graftwork.tasks._calls import CALLS as CALLS
 from graftwork.tasks._calls import Call as Call
+from graftwork.tasks._calls import Ports as Ports
 from graftwork.tasks._calls import TaskBase as TaskBase
 from graftwork.tasks._comparisons import COMPARISON_LABELS as COMPARISON_LABELS
 from graftwork.tasks._comparisons import COMPARISON_SPLITS as COMPARISON_SPLITS
@@ -26,12 +27,15 @@ from graftwork.tasks._predict import Predictor as Predictor
 from graftwork.tasks._predict import evaluate_delta as evaluate_delta
 from graftwork.tasks._predict import predict as predict
 from graftwork.tasks._readers import read as read
+from graftwork.tasks._scorer import Scorer as Scorer
 from graftwork.tasks._signature import Prediction as Prediction
 from graftwork.tasks._signature import Signature as Signature
 from graftwork.tasks._stream import GeneratorStream as GeneratorStream
+from graftwork.tasks._stream import Sharded as Sharded
 from graftwork.tasks._stream import Stateful as Stateful
 from graftwork.tasks._stream import Stream as Stream
 from graftwork.tasks._stream import TableStream as TableStream
+from graftwork.tasks._stream import shard as shard
 from graftwork.tasks._table import Table as Table
 from graftwork.tasks._task import PortSpec as PortSpec
 from graftwork.tasks._task import Task as Task
@@ -52,9 +56,12 @@ __all__ = [
     "GeneratorStream",
     "Metric",
     "PortSpec",
+    "Ports",
     "Prediction",
     "Predictor",
     "Scored",
+    "Scorer",
+    "Sharded",
     "Signature",
     "Stateful",
     "Stream",
@@ -71,5 +78,6 @@ __all__ = [
     "make_task",
     "predict",
     "read",
+    "shard",
     "task_from_tables",
 ]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from graftwork._errors import InputError
+from graftwork._errors import DeltaError, InputError, UnsupportedError, did_you_mean
 from graftwork.deltas import BaseLike
 from graftwork.tasks._encoded import (
     PICTURE_MEMORY,
@@ -84,6 +84,25 @@ class CallSpec(Protocol):
     def head(self) -> str | None:
         """Port of the head; None when the module itself gives the outputs."""
 
+    @property
+    def input(self) -> str | None:
+        """Port that embeds foreign inputs."""
+
+
+Ports = Mapping[str, nn.Module] | nn.ModuleDict
+"""Port name -> module."""
+
+
+def port_named(ports: Ports, name: str) -> nn.Module:
+    """Return the module at a port.
+
+    Raises:
+        DeltaError: there is none of this name.
+    """
+    if name not in ports:
+        raise DeltaError(f"the signature needs the port {name!r}{did_you_mean(name, ports.keys())}")
+    return ports[name]
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -92,12 +111,13 @@ class Call:
     Attributes:
         texts: texts a row has; 0 for arrays.
         encode: (spec, base, table) -> all rows ready for batches.
-        run: (spec, module, inputs) -> features `(B, F)`, or the module's outputs without a head.
+        run: (spec, module, ports, inputs) -> features `(B, F)`, or the module's outputs without a
+            head.
     """
 
     texts: int
     encode: Callable[[CallSpec, TaskBase, Table], Encoded]
-    run: Callable[[CallSpec, nn.Module, Mapping[str, Tensor]], Tensor]
+    run: Callable[[CallSpec, nn.Module, Ports, Mapping[str, Tensor]], Tensor]
 
 
 def template_fields(template: str) -> tuple[str, ...]:
@@ -215,11 +235,17 @@ def _vectors(spec: CallSpec, output: Any, mask: Tensor | None) -> Tensor:
     return functional.normalize(vectors, dim=-1) if spec.normalise else vectors
 
 
-def _run_text(spec: CallSpec, module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+def _run_text(
+    spec: CallSpec, module: nn.Module, ports: Ports, inputs: Mapping[str, Tensor]
+) -> Tensor:
+    del ports
     return _vectors(spec, module(**inputs), inputs["attention_mask"])
 
 
-def _run_two(spec: CallSpec, module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+def _run_two(
+    spec: CallSpec, module: nn.Module, ports: Ports, inputs: Mapping[str, Tensor]
+) -> Tensor:
+    del ports
     # One forward of 2B rows is faster than two of B: less overhead and larger products.
     flat = {key: value.flatten(0, 1) for key, value in inputs.items()}
     if module.training:
@@ -240,25 +266,46 @@ def _different(inputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]
     return dict(zip(inputs, different.chunk(len(inputs), dim=1), strict=True)), place
 
 
-def _run_array(spec: CallSpec, module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    x = inputs["x"]
+def _run_array(
+    spec: CallSpec, module: nn.Module, ports: Ports, inputs: Mapping[str, Tensor]
+) -> Tensor:
+    del ports
+    return _vectors(spec, module(_typed(inputs["x"], module)), None)
+
+
+def _run_embedded(
+    spec: CallSpec, module: nn.Module, ports: Ports, inputs: Mapping[str, Tensor]
+) -> Tensor:
+    if spec.input is None:
+        raise InputError("the call 'embedded' needs the signature's `input`: the name of a port")
+    embedded = port_named(ports, spec.input)(inputs["x"])
+    if embedded.dim() != 3:
+        raise UnsupportedError(
+            f"the port {spec.input!r} gave {tuple(embedded.shape)}; an input embedder gives (rows, "
+            "positions, width)"
+        )
+    mask = torch.ones(embedded.shape[:2], dtype=torch.int64, device=embedded.device)
+    output = module(inputs_embeds=_typed(embedded, module), attention_mask=mask)
+    return _vectors(spec, output, mask)
+
+
+def _typed(x: Tensor, module: nn.Module) -> Tensor:
+    """Return numbers in the type of the module's own."""
     weight = next((p for p in module.parameters() if p.is_floating_point()), None)
-    if weight is not None and x.is_floating_point():
-        x = x.to(weight.dtype)
-    return _vectors(spec, module(x), None)
+    return x if weight is None or not x.is_floating_point() else x.to(weight.dtype)
 
 
 def _encode_array(spec: CallSpec, base: TaskBase, table: Table) -> Encoded:
     del base
     form = spec.array
     if form is None:
-        raise InputError("the call 'array' needs the signature's `array`: shape, mean and std")
+        raise InputError("arrays need the signature's `array`: shape, mean and std")
     name = spec.fields[0]
     values = table[name]
     if form.shape == (len(spec.fields),) and not form.picture and np.ndim(values[0]) == 0:
         return Arrays(_number_columns(spec, table, form), form)
     if len(spec.fields) > 1:
-        raise InputError(f"the call 'array' takes one array a row, not the columns {spec.fields}")
+        raise InputError(f"the base takes one array a row, not the columns {spec.fields}")
     if form.picture and isinstance(values, list):
         if len(values) * int(np.prod(form.shape)) > PICTURE_MEMORY:
             return Pictures(values, form)
@@ -329,11 +376,14 @@ CALLS: dict[str, Call] = {
     "pair": Call(2, _encode_pair, _run_text),
     "two_encodings": Call(2, _encode_two, _run_two),
     "array": Call(0, _encode_array, _run_array),
+    "embedded": Call(0, _encode_array, _run_embedded),
 }
 """Call name -> how rows are encoded and the module is run:
 
 * "single": one text;
 * "pair": two texts as one input, joined by the tokenizer's own pair encoding;
 * "two_encodings": the same encoder reads both texts; the head sees parts of `FEATURES`;
-* "array": the module is called with one tensor: arrays, pictures, or columns of numbers.
+* "array": the module is called with one tensor: arrays, pictures, or columns of numbers;
+* "embedded": a port turns such a tensor into `(B, L, width)`, which the module reads in place of
+  the embeddings of its own tokens (`inputs_embeds`), every position of it.
 """

@@ -13,7 +13,6 @@ from graftwork.tasks._evaluator import DEFAULT_METRICS
 from graftwork.tasks._metrics import METRICS
 from graftwork.tasks._pooling import FEATURES, POOLINGS, check_features
 from graftwork.tasks._readers import Format
-from graftwork.tasks._signature import Kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +59,12 @@ class TaskConfig:
     label: str = "label"
     """Column of the label or value."""
 
+    label_columns: tuple[str, ...] = ()
+    """Columns of several targets, of which a row may lack some; empty: the one named by `label`."""
+
     labels: tuple[str, ...] = ()
-    """Labels in the order of the outputs; empty: those of the data, sorted."""
+    """Labels in the order of the outputs; empty: those of the data, sorted. Kind "binary": the
+    words for no and yes; empty: 0 and 1, false and true, or no and yes."""
 
     group: str | None = None
     """Column whose values part the rows for metrics by group, e.g. "accuracy/same"."""
@@ -71,8 +74,8 @@ class TaskConfig:
     drawn, e.g. two hypotheses about one premise. "comparisons" keeps its contrast pairs together:
     a random mask at 0.5 % then learns in 250 steps what it does not in 320 of rows drawn apart."""
 
-    kind: Kind = "classification"
-    """Whether labels are classes or numbers."""
+    kind: Literal["classification", "regression", "binary"] = "classification"
+    """Whether rows have one of several labels, one or more numbers, or yes/no answers."""
 
     call: Literal["single", "pair", "two_encodings", "array"] | None = None
     """How the base is called (`CALLS`); None: "single" for one text, "two_encodings" for two,
@@ -107,8 +110,8 @@ class TaskConfig:
     """Dropout before the head's last layer."""
 
     metrics: tuple[str, ...] = ()
-    """Keys of `METRICS`; the first decides which model is best. Empty: accuracy and loss, or
-    pearson, spearman and loss."""
+    """Keys of `METRICS`; the first decides which model is best. Empty: accuracy and loss; pearson,
+    spearman and loss; or roc_auc, average_precision and loss."""
 
     max_rows: int | None = None
     """Most rows to learn from, drawn by the seed; None: all (20,000 of "comparisons")."""
@@ -140,6 +143,11 @@ class TaskConfig:
                 raise UnknownNameError("metric", name, METRICS)
         if self.kind not in DEFAULT_METRICS:
             raise UnknownNameError("kind", self.kind, DEFAULT_METRICS)
+        if self.kind == "classification" and len(self.label_columns) > 1:
+            raise ConfigError(
+                f"label_columns {self.label_columns}: classification has one target; use kind "
+                "'binary' or 'regression' for several"
+            )
         if self.pooling is not None and self.pooling not in POOLINGS:
             raise UnknownNameError("pooling", self.pooling, POOLINGS)
         check_features(self.features)

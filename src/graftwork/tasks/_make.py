@@ -27,15 +27,27 @@ from graftwork.tasks._evaluator import Evaluator
 from graftwork.tasks._faults import check_rest, wrong_modality
 from graftwork.tasks._readers import read
 from graftwork.tasks._signature import Signature
-from graftwork.tasks._stream import TableStream
+from graftwork.tasks._stream import TableStream, shard
 from graftwork.tasks._table import Table
-from graftwork.tasks._targets import labels_of, numbers_of
+from graftwork.tasks._targets import (
+    check_answers,
+    check_labelled,
+    labels_of,
+    spread_of,
+)
 from graftwork.tasks._task import PortSpec, Task
 
 TRAIN_ROWS, EVAL_ROWS = 20_000, 1_200
 """Rows of "comparisons" where none are stated."""
 
-OBJECTIVE_OF = {"classification": "cross_entropy", "regression": "squared_error"}
+INPUT_PORT = "input"
+"""Name of the port that embeds a task's arrays."""
+
+OBJECTIVE_OF = {
+    "classification": "cross_entropy",
+    "regression": "squared_error",
+    "binary": "binary_cross_entropy",
+}
 
 
 def make_task(
@@ -63,9 +75,9 @@ def make_task(
         UnsupportedError: the base cannot be called with these inputs.
     """
     config, tables = read_tables(config, seed)
-    return task_from_tables(
-        base, tables, config, batch_size=batch_size, seed=seed, shard=(rank, world)
-    )
+    task = task_from_tables(base, tables, config, batch_size=batch_size, seed=seed)
+    shard(task.streams, rank, world)
+    return task
 
 
 def task_from_tables(
@@ -75,7 +87,7 @@ def task_from_tables(
     *,
     batch_size: int = 32,
     seed: int = 0,
-    shard: tuple[int, int] = (0, 1),
+    input: PortSpec | None = None,
 ) -> Task:
     """Return a task over tables of one's own; the fields of `config` about files are not read.
 
@@ -84,8 +96,9 @@ def task_from_tables(
         tables: stream name -> rows; "train" is learnt from, in shuffled order.
         config: columns, call, head and metrics; None: the defaults.
         batch_size: rows of a training batch over all processes together.
-        seed: of the order of training.
-        shard: (this process, number of processes).
+        seed: of the order of training. For several processes see `shard`.
+        input: module that embeds the rows' arrays for the base, `(B, ...)` to `(B, L, width)`; it
+            becomes the port "input", and the call "embedded".
 
     Raises:
         InputError: the data are wrong; names row, value and fix.
@@ -104,10 +117,14 @@ def task_from_tables(
     config = config or TaskConfig()
     if "train" not in tables:
         raise UnknownNameError("table", "train", tables)
+    targets = config.label_columns or (config.label,)
     for table in tables.values():
-        # A stream may lack targets (pre-training); the objectives of this kind of task may not.
-        table[config.label]
-    signature = signature_for(base, tables["train"], config)
+        for name in targets:
+            # A stream may lack targets (pre-training); these objectives may not.
+            table[name]
+    signature = signature_for(base, tables["train"], config, embedded=input is not None)
+    if len(targets) > 1:
+        check_labelled(tables["train"], targets)
     streams = {
         name: TableStream(
             table=table,
@@ -117,8 +134,6 @@ def task_from_tables(
             batch_size=batch_size,
             seed=seed,
             shuffle=name == "train",
-            rank=shard[0],
-            world=shard[1],
             group=config.group,
             together=config.together,
         )
@@ -129,7 +144,7 @@ def task_from_tables(
         streams=streams,
         evaluator=Evaluator(signature, config.metrics),
         objectives={"task": OBJECTIVES[OBJECTIVE_OF[signature.kind]]},
-        ports=_ports(base, signature, config, tables["train"]),
+        ports=_ports(base, signature, config, tables["train"], input),
     )
 
 
@@ -190,37 +205,62 @@ def _read(data: str, config: TaskConfig) -> Table:
     )
 
 
-def signature_for(base: TaskBase, train: Table, config: TaskConfig) -> Signature:
+def signature_for(
+    base: TaskBase, train: Table, config: TaskConfig, *, embedded: bool = False
+) -> Signature:
     """Return the signature that a configuration gives for the table that is learnt from.
+
+    Args:
+        base: tells pooling and length.
+        train: tells columns, labels, and the spread of values.
+        config: what the user states.
+        embedded: whether the port "input" embeds the rows' arrays.
 
     Raises:
         InputError: the data are wrong.
         UnknownNameError: a column does not exist.
     """
+    if embedded and config.call not in (None, "array"):
+        raise InputError(f"an input port reads arrays, so the call cannot be {config.call!r}")
     fields = _fields(train, config)
-    array = _array_input(train, fields, config)
-    labels: tuple[str, ...] = ()
-    mean, std = 0.0, 1.0
-    if config.kind == "regression":
-        mean, std = _spread(train, config.label)
-    else:
-        labels = labels_of(train, config.label)
+    array = _array_input(train, fields, config, wanted=embedded or config.call == "array")
+    call = config.call or ("array" if array else _text_call(fields, config))
+    targets = config.label_columns or (config.label,)
+    labels, mean, std = _target_facts(train, config, targets)
+    pooling = "none" if call == "array" and not embedded else "mean"
     return Signature(
         kind=config.kind,
-        call=config.call or ("array" if array else _text_call(fields, config)),
+        call="embedded" if embedded else call,
         fields=fields,
-        target=config.label,
-        labels=config.labels or labels,
+        targets=targets,
+        labels=labels,
         template=config.template,
         max_length=None if array else config.max_length or base.max_length,
-        pooling=config.pooling or base.pooling or ("none" if array else "mean"),
+        pooling=config.pooling or base.pooling or pooling,
         normalise=config.normalise,
         features=config.features,
         array=array,
         head="head" if config.head else None,
         target_mean=mean,
         target_std=std,
+        input=INPUT_PORT if embedded else None,
     )
+
+
+def _target_facts(
+    train: Table, config: TaskConfig, targets: tuple[str, ...]
+) -> tuple[tuple[str, ...], tuple[float, ...], tuple[float, ...]]:
+    """Return labels, means and spreads; what the kind of task does not have is empty."""
+    several = len(targets) > 1
+    if config.kind == "regression":
+        mean, std = zip(*(spread_of(train, t, missing=several) for t in targets), strict=True)
+        return (), mean, std
+    if config.kind == "binary":
+        for name in targets:
+            check_answers(train, name, config.labels, missing=several)
+        return config.labels, (), ()
+    labels = labels_of(train, targets[0])
+    return config.labels or labels, (), ()
 
 
 def _fields(table: Table, config: TaskConfig) -> tuple[str, ...]:
@@ -231,7 +271,8 @@ def _fields(table: Table, config: TaskConfig) -> tuple[str, ...]:
     if config.template:
         names = [name for template in config.template for name in template_fields(template)]
         return tuple(dict.fromkeys(names))
-    rest = [name for name in table.columns if name not in (config.label, config.group)]
+    others = {config.label, config.group, *config.label_columns}
+    rest = [name for name in table.columns if name not in others]
     pictures = [name for name in rest if len(table) and isinstance(table[name][0], bytes)]
     return tuple(pictures or rest)
 
@@ -246,13 +287,15 @@ def _text_call(fields: tuple[str, ...], config: TaskConfig) -> str:
     return "single" if texts == 1 else "two_encodings"
 
 
-def _array_input(table: Table, fields: tuple[str, ...], config: TaskConfig) -> ArrayInput | None:
+def _array_input(
+    table: Table, fields: tuple[str, ...], config: TaskConfig, *, wanted: bool
+) -> ArrayInput | None:
     """Return the preprocessing of an array column; None where the inputs are texts."""
     if config.call not in (None, "array") or not fields:
         return None
     values = table[fields[0]]
     first = values[0] if len(values) else None
-    if isinstance(first, bytes) or (config.call == "array" and _is_file_name(first)):
+    if isinstance(first, bytes) or (wanted and _is_file_name(first)):
         channels = 3 if config.image_mode == "RGB" else 1
         return ArrayInput(
             shape=(channels, *config.image_size),
@@ -263,7 +306,7 @@ def _array_input(table: Table, fields: tuple[str, ...], config: TaskConfig) -> A
         )
     if isinstance(first, list | tuple | np.ndarray | Tensor):
         shape = tuple(np.shape(first))
-    elif config.call == "array":
+    elif wanted:
         shape = (len(fields),)
     else:
         return None
@@ -278,27 +321,22 @@ def _is_file_name(value: Any) -> bool:
     return isinstance(value, str) and Path(value).suffix.lower() in PICTURE_SUFFIXES
 
 
-def _spread(table: Table, column: str) -> tuple[float, float]:
-    values = numbers_of(table, column)
-    if float(values.std()) == 0.0:
-        raise InputError(
-            f"{table.source}: all {len(table)} values in column {column!r} are {values[0]}; a "
-            "regression needs different ones"
-        )
-    return float(values.mean()), float(values.std())
-
-
 def _ports(
-    base: TaskBase, signature: Signature, config: TaskConfig, train: Table
+    base: TaskBase,
+    signature: Signature,
+    config: TaskConfig,
+    train: Table,
+    input: PortSpec | None,
 ) -> dict[str, PortSpec]:
-    width = _width(base, signature, train)
+    ports = {} if input is None else {INPUT_PORT: input}
+    width = _width(base, signature, train, ports)
     if signature.head is None:
         if width != signature.outputs:
             raise InputError(
                 f"the base gives {width} output(s) a row, but the task has {signature.outputs}; "
                 "add a head (`head`)"
             )
-        return {}
+        return ports
     head: dict[str, Any] = {
         "in_features": width,
         "out_features": signature.outputs,
@@ -306,17 +344,22 @@ def _ports(
         "activation": config.head_activation,
         "dropout": config.head_dropout,
     }
-    return {signature.head: PortSpec("head", head)}
+    return {**ports, signature.head: PortSpec("head", head)}
 
 
-def _width(base: TaskBase, signature: Signature, train: Table) -> int:
+def _width(
+    base: TaskBase, signature: Signature, train: Table, specs: Mapping[str, PortSpec]
+) -> int:
     """Return the width of features (or outputs), found by sending one row through the base."""
     encoded = signature.encode_table(base, train.take([0]))
     device = next((p.device for p in base.model.parameters()), torch.device("cpu"))
     inputs = {k: v.to(device) for k, v in encoded.collate(np.zeros(1, np.int64)).items()}
+    with torch.random.fork_rng():
+        # These modules only tell the width: what training draws must not depend on them.
+        ports = {name: spec.build().eval().to(device) for name, spec in specs.items()}
     try:
         with torch.no_grad():
-            features = signature.features_of(base.model, inputs)
+            features = signature.features_of(base.model, ports, inputs)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         shapes = {name: tuple(value.shape) for name, value in inputs.items()}
         raise UnsupportedError(

@@ -39,7 +39,7 @@ class Predictor:
         self.ports: nn.ModuleDict = build_ports(delta).to(self.device).eval()
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Return the outputs of a batch, `(B, labels)` or `(B, 1)`."""
+        """Return the outputs of a batch, `(B, outputs)`."""
         inputs = map_tree(lambda tensor: tensor.to(self.device), batch.inputs)
         return self.signature.call_model(self.module, self.ports, inputs)
 
@@ -93,7 +93,7 @@ def evaluate_delta(
     group: str | None = None,
     batch_size: int = 64,
 ) -> dict[str, float]:
-    """Return metric values of a delta on a table with the signature's columns and target.
+    """Return metric values of a delta on a table with the signature's columns and targets.
 
     Args:
         base: the base that the delta was made for.
@@ -110,7 +110,8 @@ def evaluate_delta(
     """
     predictor = Predictor(base, delta)
     signature = predictor.signature
-    # Without this, an absent column would only be seen as "no targets".
-    table[signature.target]
+    for name in signature.targets:
+        # Without this, an absent column would only be seen as "no targets".
+        table[name]
     stream = TableStream(table=table, signature=signature, base=base, name="eval", group=group)
     return Evaluator(signature, metrics).evaluate(predictor, stream, batch_size)

@@ -5,34 +5,39 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from graftwork._errors import DeltaError, InputError, UnknownNameError, did_you_mean
-from graftwork.tasks._calls import CALLS, TaskBase, template_fields
+from graftwork._errors import DeltaError, InputError, UnknownNameError
+from graftwork.tasks._calls import CALLS, Ports, TaskBase, port_named, template_fields
 from graftwork.tasks._encoded import ArrayInput, Encoded
 from graftwork.tasks._pooling import FEATURES, POOLINGS, check_features
+from graftwork.tasks._signature_json import VERSION, checked_array, checked_signature, plain
 from graftwork.tasks._table import Table
 
-Kind = Literal["classification", "regression"]
-VERSION = 1
+Kind = Literal["classification", "regression", "binary", "vector"]
+"""What the outputs mean: logits of one label, values, logits of yes/no, or numbers as they are."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a delta says of one row.
+    """What a delta says of one row; what the kind of task does not have is None.
 
     Attributes:
-        label: the most probable label; None for regression.
-        scores: label -> probability; empty for regression.
-        value: the predicted number, in the units of the data; None for classification.
+        label: classification: the most probable label.
+        scores: classification: label -> probability; binary: target -> probability of yes.
+        value: regression of one target: the predicted number, in the units of the data.
+        values: regression: target -> predicted number, in the units of the data.
+        vector: kind "vector": the outputs as they are.
     """
 
     label: str | None = None
     scores: Mapping[str, float] | None = None
     value: float | None = None
+    values: Mapping[str, float] | None = None
+    vector: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,20 +45,25 @@ class Signature:
     """Preprocessing, how the base is called, ports, labels, decoding; nothing else is read.
 
     Attributes:
-        kind: "classification" (outputs are logits `(B, labels)`) or "regression" (`(B, 1)`).
+        kind: "classification" (outputs are logits `(B, labels)`), "regression" (values `(B, T)` of
+            T targets), "binary" (logits `(B, T)` of T yes/no targets) or "vector" (`(B, n)` as
+            they are, such as a policy's actions).
         call: key of `CALLS`.
         fields: columns that are the input, in order.
-        target: column that holds the label or value; only evaluation reads it.
-        labels: labels in the order of the outputs; empty for regression.
+        targets: columns that hold the label or values; only training and evaluation read them.
+            Classification has one; of several, each row may lack some (None, NaN, blank).
+        labels: classification: labels in the order of the outputs. Binary: the words for no and
+            yes; empty: 0 and 1, false and true, or no and yes. Else empty.
         template: one template with `{column}` fields for each text; empty: a field is a text.
         max_length: tokens kept of an input (the longer text of a pair is cut first); None: all.
         pooling: key of `POOLINGS`, from positions to one vector.
         normalise: whether a pooled vector is scaled to length 1, as some sentence encoders do.
         features: parts of two encodings that the head sees; only for the call "two_encodings".
-        array: preprocessing of arrays and pictures; only for the call "array".
+        array: preprocessing of arrays and pictures; only for the calls "array" and "embedded".
         head: port whose module maps features to outputs; None when the module gives outputs.
-        target_mean: regression: value that an output of 0 stands for.
-        target_std: regression: value that an output of 1 adds.
+        target_mean: regression: value of each target that an output of 0 stands for; empty: 0.
+        target_std: regression: value of each target that an output of 1 adds; empty: 1.
+        input: port that embeds foreign inputs; only for the call "embedded".
 
     Raises:
         InputError: fields that do not go together; names the field.
@@ -71,7 +81,7 @@ class Signature:
     kind: Kind
     call: str
     fields: tuple[str, ...]
-    target: str = "label"
+    targets: tuple[str, ...] = ("label",)
     labels: tuple[str, ...] = ()
     template: tuple[str, ...] = ()
     max_length: int | None = None
@@ -80,18 +90,24 @@ class Signature:
     features: tuple[str, ...] = FEATURES
     array: ArrayInput | None = None
     head: str | None = "head"
-    target_mean: float = 0.0
-    target_std: float = 1.0
+    target_mean: tuple[float, ...] = ()
+    target_std: tuple[float, ...] = ()
+    input: str | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("classification", "regression"):
-            raise UnknownNameError("kind", self.kind, ("classification", "regression"))
+        if self.kind not in get_args(Kind):
+            raise UnknownNameError("kind", self.kind, get_args(Kind))
         if self.call not in CALLS:
             raise UnknownNameError("call", self.call, CALLS)
         if self.pooling not in POOLINGS:
             raise UnknownNameError("pooling", self.pooling, POOLINGS)
+        if self.kind == "regression":
+            count = len(self.targets)
+            object.__setattr__(self, "target_mean", self.target_mean or (0.0,) * count)
+            object.__setattr__(self, "target_std", self.target_std or (1.0,) * count)
         self._check_inputs()
         self._check_targets()
+        self._check_labels()
 
     def _check_inputs(self) -> None:
         texts = CALLS[self.call].texts
@@ -110,26 +126,53 @@ class Signature:
             check_features(self.features)
             if self.head is None:
                 raise InputError("the call 'two_encodings' needs a head: features are no outputs")
-        if (self.array is None) == (self.call == "array"):
-            raise InputError(f"`array` goes with the call 'array', not {self.call!r}, and only so")
+        if (self.array is None) == (texts == 0):
+            raise InputError(
+                "`array` goes with the calls 'array' and 'embedded', and only so; the call is "
+                f"{self.call!r}"
+            )
+        if (self.input is None) == (self.call == "embedded"):
+            raise InputError(
+                f"`input` {self.input!r} goes with the call 'embedded', and only so; the call is "
+                f"{self.call!r}"
+            )
         if self.max_length is not None and self.max_length < 1:
             raise InputError(f"max_length {self.max_length} must be 1 or more")
 
     def _check_targets(self) -> None:
-        if self.kind == "classification" and len(set(self.labels)) < max(len(self.labels), 2):
-            raise InputError(f"labels {self.labels} must be 2 or more different names")
-        if self.kind == "regression" and self.labels:
-            raise InputError(f"regression has no labels, but {self.labels} are given")
-        if not (math.isfinite(self.target_mean) and 0 < self.target_std < math.inf):
+        targets = self.targets
+        least, most = _TARGETS[self.kind]
+        if not least <= len(targets) <= most or len(set(targets)) < len(targets):
+            wanted = "one or more different targets" if most > 1 else f"{most} target(s)"
+            raise InputError(f"{self.kind} has {wanted}, but {targets} are given")
+        wanted_size = len(targets) if self.kind == "regression" else 0
+        mean, std = self.target_mean, self.target_std
+        if len(mean) != wanted_size or len(std) != wanted_size:
             raise InputError(
-                f"target_mean {self.target_mean} and target_std {self.target_std} must be finite, "
-                "the second positive"
+                f"target_mean {mean} and target_std {std} must have {wanted_size} number(s): one "
+                "for each target of a regression, else none"
+            )
+        if not all(map(math.isfinite, mean)) or not all(0 < value < math.inf for value in std):
+            raise InputError(
+                f"target_mean {mean} and target_std {std} must be finite, the second positive"
             )
 
+    def _check_labels(self) -> None:
+        labels = self.labels
+        different = len(set(labels)) == len(labels)
+        if self.kind == "classification" and (not different or len(labels) < 2):
+            raise InputError(f"labels {labels} must be 2 or more different names")
+        if self.kind == "binary" and labels and (not different or len(labels) != 2):
+            raise InputError(f"labels {labels} of yes/no targets must be the words for no and yes")
+        if self.kind in ("regression", "vector") and labels:
+            raise InputError(f"{self.kind} has no labels, but {labels} are given")
+
     @property
-    def outputs(self) -> int:
-        """Outputs a row: labels, or 1 for regression."""
-        return len(self.labels) if self.kind == "classification" else 1
+    def outputs(self) -> int | None:
+        """Outputs a row: labels, or targets; None for vectors, whose width the module decides."""
+        if self.kind == "vector":
+            return None
+        return len(self.labels) if self.kind == "classification" else len(self.targets)
 
     def encode_table(self, base: TaskBase, table: Table) -> Encoded:
         """Return all rows of `table` ready to be put into batches; other columns are not read.
@@ -172,145 +215,101 @@ class Signature:
                 raise InputError(f"record {row + 1} lacks the column(s) {absent}")
         return Table.from_records(records)
 
-    def features_of(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Return what a head reads, `(B, F)`; without a head, the module's outputs."""
-        return CALLS[self.call].run(self, module, inputs)
-
-    def call_model(
-        self, module: nn.Module, ports: Mapping[str, nn.Module] | nn.ModuleDict, inputs: Any
-    ) -> Tensor:
-        """Return the outputs `(B, labels)` or `(B, 1)`: the module, then the head.
+    def features_of(self, module: nn.Module, ports: Ports, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return what a head reads, `(B, F)`; without a head, the module's outputs.
 
         Raises:
-            DeltaError: the head's port is absent.
+            DeltaError: the input's port is absent.
         """
-        features = self.features_of(module, inputs)
+        return CALLS[self.call].run(self, module, ports, inputs)
+
+    def call_model(self, module: nn.Module, ports: Ports, inputs: Any) -> Tensor:
+        """Return the outputs `(B, outputs)`: the input's port, the module, then the head.
+
+        Raises:
+            DeltaError: a port is absent.
+        """
+        features = self.features_of(module, ports, inputs)
         if self.head is None:
             return features
-        if self.head not in ports:
-            raise DeltaError(
-                f"the signature needs the port {self.head!r}{did_you_mean(self.head, ports.keys())}"
-            )
-        out: Tensor = ports[self.head](features)
+        out: Tensor = port_named(ports, self.head)(features)
         return out
 
     def decode(self, outputs: Tensor) -> list[Prediction]:
-        """Return predictions of outputs `(B, labels)` or `(B, 1)`; ties go to the first label.
+        """Return predictions of outputs `(B, outputs)`; ties go to the first label.
 
         Raises:
             DeltaError: the outputs have another width.
         """
-        if outputs.dim() != 2 or outputs.shape[1] != self.outputs:
+        if outputs.dim() != 2 or outputs.shape[1] != (self.outputs or outputs.shape[1]):
             raise DeltaError(
                 f"outputs of shape {tuple(outputs.shape)} do not fit {self.kind} with "
-                f"{self.outputs} output(s) a row"
+                f"{self.outputs or 'any number of'} output(s) a row"
             )
-        values = outputs.detach().double().cpu()
-        if self.kind == "regression":
-            scaled = values[:, 0] * self.target_std + self.target_mean
-            return [Prediction(value=value) for value in scaled.tolist()]
-        scores = values.softmax(1).tolist()
-        best = values.argmax(1).tolist()
-        return [
-            Prediction(self.labels[i], dict(zip(self.labels, row, strict=True)))
-            for i, row in zip(best, scores, strict=True)
-        ]
+        return _DECODERS[self.kind](self, outputs.detach().double().cpu())
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values: strings, numbers, lists, mappings and None only."""
-        return {"version": VERSION, **_plain(asdict(self))}
+        return {"version": VERSION, **plain(asdict(self))}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Signature:
-        """Return the signature that `to_json` wrote.
+        """Return the signature that `to_json` wrote, in this version of it or an older one.
 
         Raises:
-            DeltaError: a key is unknown, missing or ill-typed, or the version is another.
+            DeltaError: a key is unknown, missing or ill-typed, or the version is a newer one.
         """
-        if not data:
-            raise DeltaError("the delta has no signature: it is a bare weight difference")
-        if data.get("version") != VERSION:
-            raise DeltaError(
-                f"signature version {data.get('version')!r} is not {VERSION}; a newer graftwork "
-                "may read it"
-            )
-        values = _checked(data, _SIGNATURE_KEYS, "signature")
-        del values["version"]
+        values = checked_signature(data)
         try:
             if values["array"] is not None:
-                values["array"] = ArrayInput(**_checked(values["array"], _ARRAY_KEYS, "array"))
+                values["array"] = ArrayInput(**checked_array(values["array"]))
             return cls(**values)
         except InputError as error:
             raise DeltaError(f"the delta's signature: {error}") from error
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
-
-
-Check = tuple[str, Callable[[Any], bool]]
-
-
-def _is_int(value: Any) -> bool:
-    # Bounded, since JSON may hold integers that no tensor, float or tokenizer takes.
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31
-
-
-def _is_number(value: Any) -> bool:
-    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _list_of(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list | tuple) and all(check(item) for item in value)
-
-
-def _or_none(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or check(value)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-_TEXT: Check = ("a string", _is_text)
-_TEXTS: Check = ("a list of strings", _list_of(_is_text))
-_NUMBER: Check = ("a finite number", _is_number)
-_SIGNATURE_KEYS: dict[str, Check] = {
-    "version": ("an integer", _is_int),
-    "kind": _TEXT,
-    "call": _TEXT,
-    "fields": _TEXTS,
-    "target": _TEXT,
-    "labels": _TEXTS,
-    "template": _TEXTS,
-    "max_length": ("an integer or null", _or_none(_is_int)),
-    "pooling": _TEXT,
-    "normalise": ("true or false", lambda value: isinstance(value, bool)),
-    "features": _TEXTS,
-    "array": ("a mapping or null", _or_none(lambda value: isinstance(value, Mapping))),
-    "head": ("a string or null", _or_none(_is_text)),
-    "target_mean": _NUMBER,
-    "target_std": _NUMBER,
+_TARGETS: dict[Kind, tuple[float, float]] = {
+    "classification": (1, 1),
+    "regression": (1, math.inf),
+    "binary": (1, math.inf),
+    "vector": (0, 0),
 }
-_ARRAY_KEYS: dict[str, Check] = {
-    "shape": ("a list of positive integers", _list_of(lambda v: _is_int(v) and v > 0)),
-    "dtype": _TEXT,
-    "scale": _NUMBER,
-    "mean": ("a list of numbers", _list_of(_is_number)),
-    "std": ("a list of numbers", _list_of(_is_number)),
-    "picture": _TEXT,
+"""Kind -> fewest and most targets."""
+
+
+def _labels(signature: Signature, outputs: Tensor) -> list[Prediction]:
+    labels = signature.labels
+    return [
+        Prediction(labels[i], dict(zip(labels, row, strict=True)))
+        for i, row in zip(outputs.argmax(1).tolist(), outputs.softmax(1).tolist(), strict=True)
+    ]
+
+
+def _values(signature: Signature, outputs: Tensor) -> list[Prediction]:
+    mean, std = (outputs.new_tensor(v) for v in (signature.target_mean, signature.target_std))
+    names = signature.targets
+    return [
+        Prediction(
+            value=row[0] if len(names) == 1 else None, values=dict(zip(names, row, strict=True))
+        )
+        for row in (outputs * std + mean).tolist()
+    ]
+
+
+def _yes_or_no(signature: Signature, outputs: Tensor) -> list[Prediction]:
+    names = signature.targets
+    rows = outputs.sigmoid().tolist()
+    return [Prediction(scores=dict(zip(names, row, strict=True))) for row in rows]
+
+
+def _vectors(signature: Signature, outputs: Tensor) -> list[Prediction]:
+    del signature
+    return [Prediction(vector=tuple(row)) for row in outputs.tolist()]
+
+
+_DECODERS: dict[Kind, Callable[[Signature, Tensor], list[Prediction]]] = {
+    "classification": _labels,
+    "regression": _values,
+    "binary": _yes_or_no,
+    "vector": _vectors,
 }
-
-
-def _checked(data: Mapping[str, Any], keys: Mapping[str, Check], what: str) -> dict[str, Any]:
-    for key in data:
-        if key not in keys:
-            raise DeltaError(f"{what}: unknown key {key!r}{did_you_mean(key, keys)}")
-    for key, (kind, check) in keys.items():
-        if key not in data:
-            raise DeltaError(f"{what}: the key {key!r} is missing")
-        if not check(data[key]):
-            raise DeltaError(f"{what}: {key!r} must be {kind}, not {data[key]!r}")
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}

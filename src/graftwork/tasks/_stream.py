@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from graftwork._batch import Batch
-from graftwork._errors import InputError
+from graftwork._errors import InputError, UnsupportedError
 from graftwork.tasks._calls import TaskBase
 from graftwork.tasks._encoded import Encoded
 from graftwork.tasks._pinned import permutation
@@ -31,6 +31,14 @@ class Stateful(Protocol):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state` returned."""
+
+
+@runtime_checkable
+class Sharded(Protocol):
+    """What can be parted among processes."""
+
+    def shard(self, rank: int, world: int) -> None:
+        """Draw rows rank, rank + world, ... of each batch from now on."""
 
 
 @runtime_checkable
@@ -104,13 +112,7 @@ class TableStream:
     _blocks: NDArray[np.int64] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.world:
-            raise InputError(f"rank {self.rank} is not one of {self.world} processes")
-        if self.batch_size < self.world:
-            raise InputError(
-                f"batch_size {self.batch_size} gives some of {self.world} processes no rows; "
-                f"use {self.world} or more"
-            )
+        self.shard(self.rank, self.world)
         self._encoded = self.signature.encode_table(self.base, self.table)
         self._targets = encode_targets(self.table, self.signature)
         self.digest = self.table.digest
@@ -126,6 +128,20 @@ class TableStream:
     def index(self) -> int:
         """Batches drawn so far."""
         return self._index
+
+    def shard(self, rank: int, world: int) -> None:
+        """Draw rows rank, rank + world, ... of each batch from now on.
+
+        Raises:
+            InputError: no such process, or a batch has fewer rows than there are processes.
+        """
+        _check_rank(rank, world)
+        if self.batch_size < world:
+            raise InputError(
+                f"batch_size {self.batch_size} gives some of {world} processes no rows; "
+                f"use {world} or more"
+            )
+        self.rank, self.world = rank, world
 
     def seek(self, index: int) -> None:
         """Make batch `index` the next one; costs the same wherever it is."""
@@ -235,6 +251,11 @@ class GeneratorStream:
         """Batches drawn so far."""
         return self._index
 
+    def shard(self, rank: int, world: int) -> None:
+        """Draw rows rank, rank + world, ... of each batch from now on."""
+        _check_rank(rank, world)
+        self.rank, self.world = rank, world
+
     def seek(self, index: int) -> None:
         """Make batch `index` the next one; `memory` stays as it is."""
         self._index = index
@@ -276,6 +297,27 @@ class GeneratorStream:
             self.memory.load_state(
                 {k.removeprefix("memory."): v for k, v in state.items() if k != "index"}
             )
+
+
+def shard(streams: Mapping[str, Stream], rank: int, world: int) -> None:
+    """Part all streams among `world` processes; this one, `rank`, draws its rows from now on.
+
+    Raises:
+        UnsupportedError: a stream of several processes that has no `shard`.
+    """
+    for name, stream in streams.items():
+        if isinstance(stream, Sharded):
+            stream.shard(rank, world)
+        elif world > 1:
+            raise UnsupportedError(
+                f"stream {name!r} cannot be parted among {world} processes; give its class a "
+                "method `shard(rank, world)`"
+            )
+
+
+def _check_rank(rank: int, world: int) -> None:
+    if not 0 <= rank < world:
+        raise InputError(f"rank {rank} is not one of {world} processes")
 
 
 def _blocks(table: Table, together: str | None) -> NDArray[np.int64]:

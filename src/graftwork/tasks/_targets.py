@@ -74,18 +74,25 @@ def labels_of(table: Table, column: str) -> tuple[str, ...]:
         return tuple(sorted(labels))
 
 
-def numbers_of(table: Table, column: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+def numbers_of(
+    table: Table, column: str, *, missing: bool = False
+) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Return a column of finite numbers, `(rows,)` float64.
+
+    Args:
+        table: the rows.
+        column: its name.
+        missing: whether None, NaN and blanks are let through, as NaN.
 
     Raises:
         UnknownNameError: no such column.
         InputError: a value is missing or not a finite number; names the row and the value.
     """
-    out, missing = np.empty(len(table)), []
+    out, absent = np.full(len(table), np.nan), []
     for row, value in enumerate(table[column]):
         text = label_text(value)
         if text is None:
-            missing.append(row)
+            absent.append(row)
             continue
         try:
             out[row] = float(text)
@@ -96,41 +103,153 @@ def numbers_of(table: Table, column: str) -> np.ndarray[Any, np.dtype[np.float64
             ) from error
         if not math.isfinite(out[row]):
             raise InputError(f"{table.where(row)}: column {column!r} has {value!r}: not finite")
-    _check_missing(table, column, missing)
+    if not missing:
+        _check_missing(table, column, absent)
+    return out
+
+
+YES_OR_NO = {"0": 0.0, "1": 1.0, "false": 0.0, "true": 1.0, "no": 0.0, "yes": 1.0}
+"""Words of yes/no targets, in small letters, where the signature names none."""
+
+
+def answers_of(
+    table: Table, column: str, labels: tuple[str, ...] = (), *, missing: bool = False
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return a column of yes/no answers, `(rows,)` float64: 1 for yes, 0 for no.
+
+    Args:
+        table: the rows.
+        column: its name.
+        labels: the words for no and yes; empty: those of `YES_OR_NO`.
+        missing: whether None, NaN and blanks are let through, as NaN.
+
+    Raises:
+        UnknownNameError: no such column, or another word; names the row.
+        InputError: an answer is missing.
+
+    Example:
+        >>> answers_of(Table({"toxic": [True, "no", 1.0]}), "toxic").tolist()
+        [1.0, 0.0, 1.0]
+    """
+    known = dict(zip(labels, (0.0, 1.0), strict=True)) if labels else YES_OR_NO
+    out, absent = np.full(len(table), np.nan), []
+    for row, value in enumerate(table[column]):
+        text = label_text(value)
+        if text is None:
+            absent.append(row)
+            continue
+        word = text if labels else text.lower()
+        if word not in known:
+            raise UnknownNameError(f"answer ({table.where(row)}, column {column!r})", text, known)
+        out[row] = known[word]
+    if not missing:
+        _check_missing(table, column, absent)
     return out
 
 
 def _check_missing(table: Table, column: str, rows: list[int]) -> None:
     if not rows:
         return
-    shown = "; ".join(table.where(row) for row in rows[:SHOWN]) + ("; ..." if rows[SHOWN:] else "")
     raise InputError(
-        f"{len(rows)} of {len(table)} values in column {column!r} are missing or NaN ({shown}); "
-        "fill them or drop these rows"
+        f"{len(rows)} of {len(table)} values in column {column!r} are missing or NaN "
+        f"({_shown(table, rows)}); fill them or drop these rows"
     )
+
+
+def _shown(table: Table, rows: list[int]) -> str:
+    return "; ".join(table.where(row) for row in rows[:SHOWN]) + ("; ..." if rows[SHOWN:] else "")
+
+
+def spread_of(table: Table, column: str, *, missing: bool = False) -> tuple[float, float]:
+    """Return mean and standard deviation of the numbers in a column.
+
+    Args:
+        table: the rows.
+        column: its name.
+        missing: whether absent values are passed over.
+
+    Raises:
+        InputError: no values, or all of them equal.
+    """
+    values = numbers_of(table, column, missing=missing)
+    values = values[~np.isnan(values)]
+    _check_different(table, column, values, "a regression needs different ones")
+    return float(values.mean()), float(values.std())
+
+
+def check_answers(
+    table: Table, column: str, labels: tuple[str, ...], *, missing: bool = False
+) -> None:
+    """Raise InputError unless a column holds both yes and no."""
+    values = answers_of(table, column, labels, missing=missing)
+    words = np.asarray(labels or ("0", "1"))
+    present = values[~np.isnan(values)].astype(np.int64)
+    _check_different(table, column, words[present], "a yes/no target needs both answers")
+
+
+def _check_different(table: Table, column: str, values: Any, need: str) -> None:
+    if not len(values):
+        raise InputError(f"{table.source}: no row has a value in column {column!r}; leave it out")
+    if (values == values[0]).all():
+        raise InputError(
+            f"{table.source}: all {len(values)} values in column {column!r} are {values[0]}; {need}"
+        )
+
+
+def check_labelled(table: Table, targets: tuple[str, ...]) -> None:
+    """Raise InputError where a row has none of several targets: nothing can be learnt from it."""
+    columns = [table[name] for name in targets]
+    empty = [
+        row
+        for row in range(len(table))
+        if all(label_text(values[row]) is None for values in columns)
+    ]
+    if empty:
+        raise InputError(
+            f"{len(empty)} of {len(table)} rows have a value for none of the targets "
+            f"{list(targets)} ({_shown(table, empty)}); drop them"
+        )
 
 
 def encode_targets(table: Table, signature: Signature) -> Tensor | None:
     """Return the targets of all rows, or None where the table has no target column.
 
     Returns:
-        `(rows,)`: int64 index into `signature.labels`, or float32 standardised values.
+        Classification: `(rows,)` int64 index into `signature.labels`. Regression of one target:
+        `(rows,)` float32 standardised values; of T targets: `(rows, T)`, NaN where missing.
+        Binary: `(rows, T)` float32, 1 for yes; NaN where one of several is missing.
 
     Raises:
-        UnknownNameError: a label is not in the signature; names the row.
+        UnknownNameError: some target columns are there and one is not, or a label is not in the
+            signature; names the row.
         InputError: targets are missing or not numbers.
     """
-    if signature.target not in table:
+    if not any(name in table for name in signature.targets):
         return None
-    if signature.kind == "regression":
-        values = numbers_of(table, signature.target)
-        scaled = (values - signature.target_mean) / signature.target_std
-        return torch.from_numpy(scaled.astype(np.float32))
+    if signature.kind == "classification":
+        return _label_indices(table, signature)
+    several = len(signature.targets) > 1
+    if signature.kind == "binary":
+        labels = signature.labels
+        columns = [answers_of(table, t, labels, missing=several) for t in signature.targets]
+    else:
+        columns = [
+            (numbers_of(table, name, missing=several) - mean) / std
+            for name, mean, std in zip(
+                signature.targets, signature.target_mean, signature.target_std, strict=True
+            )
+        ]
+    values = torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
+    return values[:, 0] if signature.kind == "regression" and not several else values
+
+
+def _label_indices(table: Table, signature: Signature) -> Tensor:
+    (target,) = signature.targets
     index = {label: i for i, label in enumerate(signature.labels)}
     out = torch.empty(len(table), dtype=torch.int64)
-    for row, label in enumerate(label_column(table, signature.target)):
+    for row, label in enumerate(label_column(table, target)):
         if label not in index:
-            what = f"label ({table.where(row)}, column {signature.target!r})"
+            what = f"label ({table.where(row)}, column {target!r})"
             raise UnknownNameError(what, label, signature.labels)
         out[row] = index[label]
     return out
