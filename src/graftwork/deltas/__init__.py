@@ -11,6 +11,7 @@ from graftwork.deltas._delta import BaseLike as BaseLike
 from graftwork.deltas._delta import Delta as Delta
 from graftwork.deltas._delta import Fingerprint as Fingerprint
 from graftwork.deltas._delta import TensorPrint as TensorPrint
+from graftwork.deltas._delta import fingerprint_of as fingerprint_of
 from graftwork.deltas._diff import DeltaDiff as DeltaDiff
 from graftwork.deltas._diff import TensorDiff as TensorDiff
 from graftwork.deltas._diff import diff as diff
@@ -88,6 +89,7 @@ __all__ = [
     "detach",
     "diff",
     "dumps",
+    "fingerprint_of",
     "identity_names",
     "inspect",
     "layer_of",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from graftwork._errors import DeltaError, UnknownNameError
 from graftwork.deltas._codec import entropy_bits
-from graftwork.deltas._delta import BaseLike, Delta, Fingerprint
+from graftwork.deltas._delta import BaseLike, Delta, fingerprint_of
 from graftwork.deltas._quantise import quantise
 from graftwork.deltas._terms import Sparse, Update
 
@@ -72,7 +72,7 @@ def between(
         raise DeltaError("no entry of the targets differs from the base; is this the tuned model?")
     return Delta(
         updates=updates,
-        fingerprint=Fingerprint(dict(base.prints(updates)), dict(base.processing)),
+        fingerprint=fingerprint_of(base, updates),
         provenance={"method": "between", "keep": keep, "targets": list(targets), "stored": stored},
     )
 

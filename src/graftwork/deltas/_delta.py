@@ -63,6 +63,17 @@ class BaseLike(Protocol):
         """Fingerprints of the named (canonical) tensors."""
 
 
+def fingerprint_of(base: BaseLike, names: Iterable[str]) -> Fingerprint:
+    """Return the fingerprint of a delta that touches the named tensors of `base`.
+
+    Example:
+        >>> from graftwork.bases import load
+        >>> list(fingerprint_of(load(nn.Linear(2, 3)), ["bias"]).tensors)
+        ['bias']
+    """
+    return Fingerprint(dict(base.prints(names)), dict(base.processing))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Delta:
     """One task's whole difference from a base.

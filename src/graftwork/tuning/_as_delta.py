@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from graftwork.deltas import BaseLike, Delta, Fingerprint, Port, Update
+from graftwork.deltas import BaseLike, Delta, Port, Update, fingerprint_of
 
 
 def as_delta(
@@ -29,6 +29,6 @@ def as_delta(
         updates=dict(updates),
         ports=dict(ports or {}),
         signature=dict(signature or {}),
-        fingerprint=Fingerprint(dict(base.prints(updates)), dict(base.processing)),
+        fingerprint=fingerprint_of(base, updates),
         provenance=dict(provenance or {}),
     )
