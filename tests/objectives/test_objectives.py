@@ -9,7 +9,13 @@ import torch
 
 from graftwork._batch import Batch
 from graftwork._errors import InputError
-from graftwork.objectives import OBJECTIVES, cross_entropy, squared_error
+from graftwork.objectives import (
+    OBJECTIVES,
+    absolute_error,
+    binary_cross_entropy,
+    cross_entropy,
+    squared_error,
+)
 
 
 def batch(targets: torch.Tensor | None, rows: int = 3) -> Batch:
@@ -57,3 +63,53 @@ def test_missing_targets_and_wrong_shapes_are_errors(name: str) -> None:
 def test_squared_error_refuses_two_outputs_a_row() -> None:
     with pytest.raises(InputError, match=r"one value for each of 3 rows.*\(3, 2\)"):
         squared_error(lambda _: torch.zeros(3, 2), batch(torch.zeros(3)))
+
+
+def logistic(output: float, target: float) -> float:
+    probability = 1 / (1 + math.exp(-output))
+    return -math.log(probability if target else 1 - probability)
+
+
+ERRORS = {
+    "squared_error": (squared_error, lambda output, target: (output - target) ** 2),
+    "absolute_error": (absolute_error, lambda output, target: abs(output - target)),
+    "binary_cross_entropy": (binary_cross_entropy, logistic),
+}
+
+
+@pytest.mark.parametrize("name", sorted(ERRORS))
+def test_losses_and_gradients_of_several_targets_equal_a_loop(name: str) -> None:
+    objective, error = ERRORS[name]
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(6, 3, dtype=torch.float64, generator=generator).requires_grad_()
+    targets = (torch.randn(6, 3, dtype=torch.float64, generator=generator) > 0).double()
+    targets[0, 1] = targets[2, 0] = targets[2, 2] = targets[5, 2] = torch.nan
+    losses = objective(lambda _: outputs, batch(targets, 6))
+    for row in range(6):
+        present = [t for t in range(3) if not math.isnan(targets[row, t].item())]
+        loop = [error(outputs[row, t].item(), targets[row, t].item()) for t in present]
+        assert losses[row].item() == pytest.approx(sum(loop) / len(loop), abs=1e-12)
+    losses.sum().backward()
+    assert outputs.grad is not None
+    assert bool(outputs.grad.isfinite().all())
+    assert bool((outputs.grad[targets.isnan()] == 0).all())
+    assert bool((outputs.grad[~targets.isnan()] != 0).all())
+
+
+@pytest.mark.parametrize("name", sorted(ERRORS))
+def test_a_row_without_any_target_has_no_loss(name: str) -> None:
+    targets = torch.tensor([[1.0, 0.0], [torch.nan, torch.nan], [0.0, torch.nan]])
+    losses = ERRORS[name][0](lambda _: torch.zeros(3, 2), batch(targets))
+    assert losses.isnan().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("name", sorted(ERRORS))
+def test_outputs_must_have_a_value_for_each_target(name: str) -> None:
+    with pytest.raises(InputError, match=r"2 values for each of 3 rows.*\(3, 1\)"):
+        ERRORS[name][0](lambda _: torch.zeros(3, 1), batch(torch.zeros(3, 2)))
+
+
+def test_extreme_logits_have_finite_losses() -> None:
+    outputs = torch.tensor([[1e4], [-1e4], [-1e4]])
+    losses = binary_cross_entropy(lambda _: outputs, batch(torch.tensor([[1.0], [0.0], [1.0]])))
+    assert losses.tolist() == [0.0, 0.0, 1e4]

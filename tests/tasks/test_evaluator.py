@@ -16,7 +16,16 @@ from torch import nn
 
 from graftwork._batch import Batch
 from graftwork._errors import ConfigError, InputError, UnknownNameError
-from graftwork.tasks import METRICS, ArrayInput, Evaluator, Scored, Signature, Table, TableStream
+from graftwork.tasks import (
+    METRICS,
+    ArrayInput,
+    Evaluator,
+    Scored,
+    Scorer,
+    Signature,
+    Table,
+    TableStream,
+)
 
 
 def signature(labels: int = 3, **changes: Any) -> Signature:
@@ -179,3 +188,115 @@ def test_bad_evaluations_are_named() -> None:
         evaluator.evaluate(
             call, [Batch({"x": torch.zeros(1, 3)}, torch.zeros(1).long(), torch.arange(1))]
         )
+
+
+def several(kind: str, names: tuple[str, ...], **changes: Any) -> Signature:
+    changes = {"array": ArrayInput((len(names),)), "kind": kind, "targets": names} | changes
+    return signature(0, **changes)
+
+
+def with_gaps(seed: int, rows: int, answers: bool = False) -> tuple[Any, Any]:
+    generator = np.random.default_rng(seed)
+    outputs = generator.normal(size=(rows, 3))
+    targets = generator.normal(size=(rows, 3)) + outputs
+    if answers:
+        targets = (targets > 0).astype(float)
+        targets[:2] = [[0.0] * 3, [1.0] * 3]
+    targets[2:][generator.random((rows - 2, 3)) < 0.4] = np.nan
+    return outputs, targets
+
+
+def batches(outputs: Any, targets: Any, size: int = 4) -> list[Batch]:
+    x, y = torch.tensor(outputs), torch.tensor(targets)
+    rows = torch.arange(len(x)).split(size)
+    return [Batch({"x": x[part]}, y[part], part) for part in rows]
+
+
+@given(st.integers(0, 10_000), st.integers(5, 40))
+@settings(max_examples=12, deadline=None)
+def test_several_targets_agree_with_scikit_learn_on_the_rows_present(seed: int, rows: int) -> None:
+    outputs, targets = with_gaps(seed, rows)
+    of = several("regression", ("a", "b", "c"), target_mean=(1.0, 0.0, -2.0))
+    evaluator = Evaluator(of, ("mae", "rmse", "r2"))
+    got = evaluator.evaluate(call, batches(outputs, targets))
+    functions = {
+        "mae": sk.mean_absolute_error,
+        "rmse": sk.root_mean_squared_error,
+        "r2": sk.r2_score,
+    }
+    for name, function in functions.items():
+        values = []
+        for i, target in enumerate("abc"):
+            here = ~np.isnan(targets[:, i])
+            values.append(function(targets[here, i], outputs[here, i]))
+            assert got[f"{name}/{target}"] == pytest.approx(values[-1], abs=1e-9)
+        assert got[name] == pytest.approx(np.mean(values), abs=1e-9)
+    assert len(got) == 12
+
+
+@given(st.integers(0, 10_000), st.integers(5, 40))
+@settings(max_examples=12, deadline=None)
+def test_answers_agree_with_scikit_learn_on_the_rows_present(seed: int, rows: int) -> None:
+    outputs, targets = with_gaps(seed, rows, answers=True)
+    names = ("roc_auc", "average_precision", "loss", "accuracy", "f1", "matthews")
+    got = Evaluator(several("binary", ("a", "b", "c")), names).evaluate(
+        call, batches(outputs, targets)
+    )
+    for i, target in enumerate("abc"):
+        here = ~np.isnan(targets[:, i])
+        true, logits = targets[here, i], outputs[here, i]
+        said = (logits > 0).astype(float)
+        want = {
+            "roc_auc": sk.roc_auc_score(true, logits),
+            "average_precision": sk.average_precision_score(true, logits),
+            "loss": sk.log_loss(true, 1 / (1 + np.exp(-logits))),
+            "accuracy": sk.accuracy_score(true, said),
+            "f1": sk.f1_score(true, said, zero_division=0.0),
+            "matthews": sk.matthews_corrcoef(true, said),
+        }
+        for name, number in want.items():
+            assert got[f"{name}/{target}"] == pytest.approx(number, abs=1e-9), name
+    for name in names:
+        assert got[name] == pytest.approx(np.mean([got[f"{name}/{t}"] for t in "abc"]))
+
+
+def test_targets_with_one_answer_are_skipped_in_sight() -> None:
+    evaluator = Evaluator(several("binary", ("a", "b", "c")), ("roc_auc", "accuracy"))
+    nan = np.nan
+    targets = [[1.0, 1.0, nan], [0.0, 1.0, nan], [nan, 1.0, nan], [1.0, nan, nan]]
+    outputs = [[2.0, -1.0, 0.5], [-1.0, 1.0, 0.5], [0.0, 1.0, 0.5], [-2.0, 0.0, 0.5]]
+    want = {
+        "roc_auc": 0.5,
+        "roc_auc/a": 0.5,
+        "roc_auc_skipped": 2.0,
+        "accuracy": 2 / 3,
+        "accuracy/a": 2 / 3,
+        "accuracy/b": 2 / 3,
+        "accuracy_skipped": 1.0,
+    }
+    assert evaluator.evaluate(call, batches(outputs, targets)) == pytest.approx(want)
+    grouped = evaluator.evaluate(call, batches(outputs, targets), groups=["p", "p", "q", "q"])
+    assert grouped["roc_auc/p/a"] == grouped["roc_auc/p"] == 1.0
+    assert grouped["roc_auc_skipped/p"] == 2.0
+    assert "roc_auc/q" not in grouped
+    assert grouped["roc_auc_skipped/q"] == 3.0
+    with pytest.raises(InputError, match=r"'roc_auc' has no value.*both answers are needed"):
+        evaluator.evaluate(call, batches(outputs[2:], targets[2:]))
+
+
+def test_areas_of_two_labels_take_the_second_as_positive() -> None:
+    generator = np.random.default_rng(0)
+    outputs, targets = generator.normal(size=(30, 2)), generator.integers(2, size=30)
+    odds = outputs[:, 1] - outputs[:, 0]
+    assert value("roc_auc", outputs, targets, 2) == pytest.approx(sk.roc_auc_score(targets, odds))
+    wanted = sk.average_precision_score(targets, odds)
+    assert value("average_precision", outputs, targets, 2) == pytest.approx(wanted)
+    with pytest.raises(ConfigError, match="'roc_auc' wants 2 labels, not 3"):
+        Evaluator(signature(3), ("roc_auc",))
+
+
+def test_the_evaluator_is_a_scorer_and_vectors_have_none() -> None:
+    assert isinstance(Evaluator(signature(2)), Scorer)
+    assert Evaluator(several("binary", ("a",))).main == "roc_auc"
+    with pytest.raises(ConfigError, match="'vector' has no metrics"):
+        Evaluator(several("vector", ()))

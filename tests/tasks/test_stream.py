@@ -13,7 +13,7 @@ from tests.tasks.fakes import module_base, text_base
 from torch import Tensor, nn
 
 from graftwork._batch import Batch
-from graftwork._errors import InputError, UnknownNameError
+from graftwork._errors import InputError, UnknownNameError, UnsupportedError
 from graftwork.tasks import (
     ArrayInput,
     GeneratorStream,
@@ -21,6 +21,7 @@ from graftwork.tasks import (
     Stream,
     Table,
     TableStream,
+    shard,
 )
 from graftwork.tasks._pinned import integers, permutation, words
 
@@ -91,6 +92,36 @@ def test_processes_share_one_global_batch(world: int, size: int, rows: int) -> N
     for _ in range(4):
         batch = rows_of(whole.draw())
         assert [rows_of(part.draw()) for part in parts] == [batch[r::world] for r in range(world)]
+
+
+def test_shard_parts_all_streams_of_a_task() -> None:
+    whole = stream(9, batch_size=4)
+    want = [rows_of(whole.draw()) for _ in range(3)]
+
+    def make(index: int) -> Batch:
+        return Batch({"x": torch.arange(4.0)}, None, torch.arange(4) + 4 * index)
+
+    for rank in range(2):
+        streams = {
+            "train": stream(9, batch_size=4),
+            "made": GeneratorStream(make=make, name="made", digest="v1"),
+        }
+        shard(streams, rank, 2)
+        assert [rows_of(streams["train"].draw()) for _ in range(3)] == [b[rank::2] for b in want]
+        assert streams["made"].draw().rows.tolist() == [rank, rank + 2]
+        with pytest.raises(InputError, match="rank 2 is not one of 2"):
+            shard(streams, 2, 2)
+    with pytest.raises(InputError, match="gives some of 5 processes no rows"):
+        shard({"train": whole}, 0, 5)
+
+
+def test_a_stream_that_cannot_be_parted_is_named() -> None:
+    class Whole:
+        name, digest, groups = "w", "v1", None
+
+    shard({"w": Whole()}, 0, 1)  # type: ignore[dict-item]
+    with pytest.raises(UnsupportedError, match="stream 'w' cannot be parted among 2"):
+        shard({"w": Whole()}, 0, 2)  # type: ignore[dict-item]
 
 
 def test_epochs_names_and_seeds_have_orders_of_their_own() -> None:

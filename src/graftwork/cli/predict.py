@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,7 +48,8 @@ class Flags:
     device: str = "cpu"
     """Where to run, such as cuda."""
     json: bool = False
-    """Print one JSON document: {delta, base, predictions: [{inputs, label, scores, value}]}."""
+    """Print one JSON document: {delta, base, predictions}; a prediction has inputs, and label and
+    scores, value, values of several targets, scores of yes/no targets, or a vector."""
 
 
 def main(words: list[str]) -> None:
@@ -106,13 +107,16 @@ def _lines(
     lines: list[dict[str, Any]] = []
     for record, found in zip(inputs.records(), predictions, strict=True):
         shown = {k: v for k, v in record.items() if isinstance(v, (str, int, float))}
-        if found.value is None:
-            lines.append(
-                {"inputs": shown, "label": found.label, "scores": dict(found.scores or {})}
-            )
-        else:
-            lines.append({"inputs": shown, "value": found.value})
+        lines.append({"inputs": shown, **_said(found)})
     return lines
+
+
+def _said(found: Prediction) -> dict[str, Any]:
+    """Return what a prediction says, without what its kind of task does not have."""
+    said = {key: value for key, value in asdict(found).items() if value is not None}
+    if "value" in said:
+        del said["values"]
+    return said
 
 
 def _write(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -133,17 +137,23 @@ def _show(lines: Sequence[Mapping[str, Any]]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(
-        *map(escape, lines[0]["inputs"]), "value" if "value" in lines[0] else "label", "score"
-    )
-    for line in lines[:SHOWN]:
-        inputs = (escape(str(v)) for v in line["inputs"].values())
-        if "value" in line:
-            table.add_row(*inputs, f"{line['value']:.4g}", "")
-        else:
-            table.add_row(*inputs, escape(line["label"]), f"{line['scores'][line['label']]:.3f}")
+    cells = [_cells(line) for line in lines[:SHOWN]]
+    table = Table(*map(escape, [*lines[0]["inputs"], *cells[0]]))
+    for line, found in zip(lines, cells, strict=False):
+        table.add_row(*(escape(str(v)) for v in (*line["inputs"].values(), *found.values())))
     out().print(table)
     if len(lines) > SHOWN:
         out().print(
             f"... and {len(lines) - SHOWN:,} more: --out FILE or --json gives all", style="dim"
         )
+
+
+def _cells(line: Mapping[str, Any]) -> dict[str, str]:
+    """Return column -> text of one row's prediction: one column for each target or number."""
+    if "label" in line:
+        return {"label": line["label"], "score": f"{line['scores'][line['label']]:.3f}"}
+    if "value" in line:
+        return {"value": f"{line['value']:.4g}"}
+    if "vector" in line:
+        return {str(i): f"{value:.4g}" for i, value in enumerate(line["vector"])}
+    return {name: f"{value:.4g}" for name, value in (line.get("values") or line["scores"]).items()}
