@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.cli.conftest import WORDS
 
 from graftwork.cli import main
 
@@ -62,6 +63,29 @@ def test_predict_a_file(run, reviews, tmp_path, capsys):
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     found = document(capsys, "predict", str(run), "--data", reviews)
     assert lines == found["predictions"]
+
+
+@pytest.mark.parametrize("kind", ["regression", "binary"])
+def test_several_targets_with_gaps(kind, base, tmp_path, capsys):
+    data, folder = tmp_path / "rows.csv", tmp_path / "run"
+    lines = [f"a {w} film .,{i % 2},{'' if i % 3 else i % 2}" for i, w in enumerate(WORDS[5:11])]
+    data.write_text("sentence,[a],b\n" + "\n".join(lines * 5) + "\n")
+    words = ["adapt", "--base", base, "--data", str(data), "--out", str(folder), "--steps", "4"]
+    words += ["--kind", kind, "--label-columns", "[a]", "b", "--eval-share", "0.5", "--json"]
+    assert main(words) == 0
+    capsys.readouterr()
+    found = document(capsys, "predict", str(folder), "--text", "a good film .")["predictions"][0]
+    key = "values" if kind == "regression" else "scores"
+    assert set(found) == {"inputs", key}
+    assert set(found[key]) == {"[a]", "b"}
+    assert main(["predict", str(folder), "--text", "a good film ."]) == 0
+    shown = capsys.readouterr().out
+    assert all(part in shown for part in ("[a]", "b", f"{found[key]['[a]']:.4g}"))
+    (result,) = document(capsys, "evaluate", str(folder), "--data", str(data))["results"]
+    name = "spearman" if kind == "regression" else "roc_auc"
+    assert {name, f"{name}/[a]", f"{name}/b", "loss"} <= set(result["metrics"])
+    assert main(["evaluate", str(folder), "--data", str(data)]) == 0
+    assert "[a]" in capsys.readouterr().out
 
 
 def test_inspect(run, capsys):

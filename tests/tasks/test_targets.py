@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tests.tasks.fakes import module_base
+from tests.tasks.fakes import module_base, text_base
 from torch import nn
 
 from graftwork._errors import ConfigError, InputError, UnknownNameError
-from graftwork.tasks import Table, Task, TaskConfig, task_from_tables
+from graftwork.tasks import Table, Task, TaskConfig, make_task, task_from_tables
 
 X = [[0.0], [1.0], [2.0], [3.0]]
 NAN = float("nan")
@@ -95,3 +96,14 @@ def test_classification_has_one_target() -> None:
         TaskConfig(label_columns=("a", "b"))
     made = task(TaskConfig(label_columns=("a",)), a=["p", "q", "p", "q"])
     assert targets(made).tolist() == [0, 1, 0, 1]
+
+
+def test_a_file_whose_target_has_another_name(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("text,stars\n" + "good film,p\nbad film,q\n" * 6)
+    for named in ({"label": "stars"}, {"label_columns": ("stars",)}):
+        made = make_task(text_base(), TaskConfig(data=str(path), eval_share=0.5, **named))  # type: ignore[arg-type]
+        assert made.signature is not None
+        assert made.signature.targets == ("stars",)
+        assert made.signature.fields == ("text",)
+        assert made.signature.labels == ("p", "q")

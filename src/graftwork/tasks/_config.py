@@ -161,3 +161,8 @@ class TaskConfig:
         ):
             if value is not None and value < least:
                 raise ConfigError(f"{name} {value} must be {least} or more")
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Columns of the targets, one or several."""
+        return self.label_columns or (self.label,)

@@ -117,14 +117,13 @@ def task_from_tables(
     config = config or TaskConfig()
     if "train" not in tables:
         raise UnknownNameError("table", "train", tables)
-    targets = config.label_columns or (config.label,)
     for table in tables.values():
-        for name in targets:
+        for name in config.targets:
             # A stream may lack targets (pre-training); these objectives may not.
             table[name]
     signature = signature_for(base, tables["train"], config, embedded=input is not None)
-    if len(targets) > 1:
-        check_labelled(tables["train"], targets)
+    if len(config.targets) > 1:
+        check_labelled(tables["train"], config.targets)
     streams = {
         name: TableStream(
             table=table,
@@ -165,7 +164,7 @@ def read_tables(config: TaskConfig, seed: int) -> tuple[TaskConfig, dict[str, Ta
     else:
         if config.kind == "classification" and not config.labels:
             # Of all rows, since a rare label may fall into one part only.
-            config = replace(config, labels=labels_of(whole, config.label))
+            config = replace(config, labels=labels_of(whole, config.targets[0]))
         train, held = whole.split(config.eval_share, seed=0)
         check_rest(whole, train, config)
     return config, {
@@ -225,14 +224,13 @@ def signature_for(
     fields = _fields(train, config)
     array = _array_input(train, fields, config, wanted=embedded or config.call == "array")
     call = config.call or ("array" if array else _text_call(fields, config))
-    targets = config.label_columns or (config.label,)
-    labels, mean, std = _target_facts(train, config, targets)
+    labels, mean, std = _target_facts(train, config)
     pooling = "none" if call == "array" and not embedded else "mean"
     return Signature(
         kind=config.kind,
         call="embedded" if embedded else call,
         fields=fields,
-        targets=targets,
+        targets=config.targets,
         labels=labels,
         template=config.template,
         max_length=None if array else config.max_length or base.max_length,
@@ -248,9 +246,10 @@ def signature_for(
 
 
 def _target_facts(
-    train: Table, config: TaskConfig, targets: tuple[str, ...]
+    train: Table, config: TaskConfig
 ) -> tuple[tuple[str, ...], tuple[float, ...], tuple[float, ...]]:
     """Return labels, means and spreads; what the kind of task does not have is empty."""
+    targets = config.targets
     several = len(targets) > 1
     if config.kind == "regression":
         mean, std = zip(*(spread_of(train, t, missing=several) for t in targets), strict=True)
@@ -271,7 +270,7 @@ def _fields(table: Table, config: TaskConfig) -> tuple[str, ...]:
     if config.template:
         names = [name for template in config.template for name in template_fields(template)]
         return tuple(dict.fromkeys(names))
-    others = {config.label, config.group, *config.label_columns}
+    others = {config.group, *config.targets}
     rest = [name for name in table.columns if name not in others]
     pictures = [name for name in rest if len(table) and isinstance(table[name][0], bytes)]
     return tuple(pictures or rest)
@@ -354,7 +353,7 @@ def _width(
     encoded = signature.encode_table(base, train.take([0]))
     device = next((p.device for p in base.model.parameters()), torch.device("cpu"))
     inputs = {k: v.to(device) for k, v in encoded.collate(np.zeros(1, np.int64)).items()}
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         # These modules only tell the width: what training draws must not depend on them.
         ports = {name: spec.build().eval().to(device) for name, spec in specs.items()}
     try:
