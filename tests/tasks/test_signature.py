@@ -189,6 +189,12 @@ OF_VERSION_2: dict[str, Signature] = {
     ),
     "answers": values(kind="binary", targets=("toxic", "active"), labels=("CI", "CA")),
     "embedded": single(call="embedded", fields=("x",), array=ArrayInput((8, 3)), input="pixels"),
+    "columns": single(
+        call="embedded",
+        fields=("age", "colour"),
+        array=ArrayInput((2,), mean=(40.0, 0.0), std=(9.5, 1.0), categories=((), ("blue", "red"))),
+        input="input",
+    ),
     "policy": values(
         kind="vector", call="array", fields=("seen",), targets=(), array=ArrayInput((5,)), head=None
     ),

@@ -1,6 +1,12 @@
 """Losses, per row, one file each."""
 
 from graftwork.objectives._absolute_error import absolute_error as absolute_error
+from graftwork.objectives._align import DISTANCES as DISTANCES
+from graftwork.objectives._align import Align as Align
+from graftwork.objectives._align import Distance as Distance
+from graftwork.objectives._align import DistanceName as DistanceName
+from graftwork.objectives._align import Look as Look
+from graftwork.objectives._align import separability as separability
 from graftwork.objectives._binary_cross_entropy import (
     binary_cross_entropy as binary_cross_entropy,
 )
@@ -20,10 +26,15 @@ from graftwork.objectives._types import Model as Model
 from graftwork.objectives._types import Objective as Objective
 
 __all__ = [
+    "DISTANCES",
     "OBJECTIVES",
+    "Align",
     "DatasetDistance",
+    "Distance",
+    "DistanceName",
     "Kernel",
     "Labelled",
+    "Look",
     "Model",
     "Objective",
     "absolute_error",
@@ -34,6 +45,7 @@ __all__ = [
     "kernel_mmd",
     "mmd",
     "pairwise_l2",
+    "separability",
     "sinkhorn_w2",
     "squared_error",
 ]

@@ -50,8 +50,9 @@ def _gaussian(first: Tensor, second: Tensor) -> Tensor:
     # A singular value of 0 has no gradient of its own; leaving it out gives the smallest one.
     floor = values.detach().max() * max(len(first), len(second)) * torch.finfo(values.dtype).eps
     shared = torch.where(values > floor, values, torch.zeros_like(values)).sum()
-    moved: Tensor = (means[0] - means[1]).square().sum()
-    return moved + (spread - 2.0 * shared).clamp_min(0.0)
+    moved = (means[0] - means[1]).square().sum()
+    out: Tensor = moved + (spread - 2.0 * shared).clamp_min(0.0)
+    return out
 
 
 def exact_w2(pairs: Pairs) -> Tensor:

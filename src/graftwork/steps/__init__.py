@@ -1,5 +1,7 @@
 """How losses become one update of the trainable values."""
 
+from graftwork.steps._aligned_sum import AlignedSum as AlignedSum
+from graftwork.steps._aligned_sum import AlignedSumConfig as AlignedSumConfig
 from graftwork.steps._plain_sum import PlainSum as PlainSum
 from graftwork.steps._plain_sum import PlainSumConfig as PlainSumConfig
 from graftwork.steps._plain_sum import rate as rate
@@ -10,6 +12,8 @@ from graftwork.steps._tables import STEPS as STEPS
 
 __all__ = [
     "STEPS",
+    "AlignedSum",
+    "AlignedSumConfig",
     "Context",
     "PlainSum",
     "PlainSumConfig",

@@ -7,6 +7,7 @@ from graftwork.tasks._calls import CALLS as CALLS
 from graftwork.tasks._calls import Call as Call
 from graftwork.tasks._calls import Ports as Ports
 from graftwork.tasks._calls import TaskBase as TaskBase
+from graftwork.tasks._class_stream import ClassStream as ClassStream
 from graftwork.tasks._comparisons import COMPARISON_LABELS as COMPARISON_LABELS
 from graftwork.tasks._comparisons import COMPARISON_SPLITS as COMPARISON_SPLITS
 from graftwork.tasks._comparisons import COMPARISON_TYPES as COMPARISON_TYPES
@@ -26,10 +27,13 @@ from graftwork.tasks._pooling import POOLINGS as POOLINGS
 from graftwork.tasks._predict import Predictor as Predictor
 from graftwork.tasks._predict import evaluate_delta as evaluate_delta
 from graftwork.tasks._predict import predict as predict
+from graftwork.tasks._pseudo_labels import pseudo_labels as pseudo_labels
 from graftwork.tasks._readers import read as read
 from graftwork.tasks._scorer import Scorer as Scorer
 from graftwork.tasks._signature import Prediction as Prediction
 from graftwork.tasks._signature import Signature as Signature
+from graftwork.tasks._source import SourceFeatures as SourceFeatures
+from graftwork.tasks._source import source_features as source_features
 from graftwork.tasks._stream import GeneratorStream as GeneratorStream
 from graftwork.tasks._stream import Sharded as Sharded
 from graftwork.tasks._stream import Stateful as Stateful
@@ -52,6 +56,7 @@ __all__ = [
     "ArrayInput",
     "Batch",
     "Call",
+    "ClassStream",
     "Evaluator",
     "GeneratorStream",
     "Metric",
@@ -63,6 +68,7 @@ __all__ = [
     "Scorer",
     "Sharded",
     "Signature",
+    "SourceFeatures",
     "Stateful",
     "Stream",
     "Table",
@@ -77,7 +83,9 @@ __all__ = [
     "image_folder",
     "make_task",
     "predict",
+    "pseudo_labels",
     "read",
     "shard",
+    "source_features",
     "task_from_tables",
 ]

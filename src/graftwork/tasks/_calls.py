@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from graftwork._errors import DeltaError, InputError, UnsupportedError, did_you_mean
 from graftwork.deltas import BaseLike
+from graftwork.tasks._categories import codes_of
 from graftwork.tasks._encoded import (
     PICTURE_MEMORY,
     ArrayInput,
@@ -350,9 +351,13 @@ def _stack(values: list[Any], form: ArrayInput, name: str, table: Table) -> Any:
 
 def _number_columns(spec: CallSpec, table: Table, form: ArrayInput) -> Any:
     columns = []
-    for name in spec.fields:
+    categories = form.categories or ((),) * len(spec.fields)
+    for name, names in zip(spec.fields, categories, strict=True):
         scalar = ArrayInput((), form.dtype)
         values = table[name]
+        if names:
+            columns.append(codes_of(values, names))
+            continue
         column = values if isinstance(values, np.ndarray) else _stack(values, scalar, name, table)
         _check_numbers(column, name, table)
         columns.append(column)

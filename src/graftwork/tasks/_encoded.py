@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from graftwork._errors import InputError, MissingDependencyError
+from graftwork.tasks._categories import check_categories
 
 PICTURE_MEMORY = 1 << 30
 """Decoded pictures are kept up to this many bytes; beyond it each batch decodes its own again."""
@@ -90,6 +91,8 @@ class ArrayInput:
         std: divided by.
         picture: "" for arrays; "RGB" or "L" for files or bytes that Pillow reads, which are
             converted, resized to `shape[1:]` (bilinear) and put channels first.
+        categories: for rows made of columns, the names in each column that holds categories, none
+            for a column of numbers. A name becomes its place, from 1; anything else 0.
     """
 
     shape: tuple[int, ...]
@@ -98,6 +101,7 @@ class ArrayInput:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     picture: str = ""
+    categories: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "int64"):
@@ -113,6 +117,7 @@ class ArrayInput:
                 )
         if any(value <= 0 for value in self.std):
             raise InputError(f"std {self.std} must be positive")
+        check_categories(self.categories, self.shape)
 
     def normalised(self, values: NDArray[Any]) -> Tensor:
         """Return `(B, *shape)` raw values as the module's input tensor."""

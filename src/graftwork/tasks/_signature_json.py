@@ -39,7 +39,9 @@ def checked_array(data: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         DeltaError: a key is unknown, missing or ill-typed.
     """
-    return _checked(data, _ARRAY_KEYS, "array")
+    # Files from before there were categories lack the key.
+    values = _checked({"categories": (), **data}, _ARRAY_KEYS, "array")
+    return {**values, "categories": tuple(tuple(names) for names in values["categories"])}
 
 
 def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
@@ -123,6 +125,7 @@ _ARRAY_KEYS: dict[str, Check] = {
     "mean": ("a list of numbers", _list_of(_is_number)),
     "std": ("a list of numbers", _list_of(_is_number)),
     "picture": _TEXT,
+    "categories": ("a list of lists of strings", _list_of(_list_of(_is_text))),
 }
 
 

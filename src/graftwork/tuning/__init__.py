@@ -36,6 +36,7 @@ The last attachment holds the result. A delta of it can be saved, and viewed on 
 A stage that draws nothing (`Full`, `Head`, masks) runs in the same loop.
 """
 
+from graftwork.tuning._aligned import Aligned as Aligned
 from graftwork.tuning._as_delta import as_delta as as_delta
 from graftwork.tuning._diff_pruning import DiffPruning as DiffPruning
 from graftwork.tuning._fisher_mask import FisherMask as FisherMask
@@ -59,6 +60,7 @@ from graftwork.tuning._warnings import TuningWarning as TuningWarning
 
 __all__ = [
     "TUNERS",
+    "Aligned",
     "Attachment",
     "DiffPruning",
     "FisherMask",
