@@ -20,6 +20,8 @@ DOCS  := $(VENV)/.graftwork-docs
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 # One thread a worker: as many workers as WORKERS says share the cores, and results do not depend on how many.
 PYTEST  := $(OFFLINE) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+# An int is a float where annotations are read, as PEP 484 has it.
+CHECKER := beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all test-slow test-typed coverage check format-check lint types imports \
@@ -58,7 +60,7 @@ test-all: $(READY) ## run all tests
 	@$(PYTEST) $(ARGS)
 
 test-typed: $(READY) ## run the fast tests with every annotation checked at run time
-	@$(PYTEST) -m "not slow" --jaxtyping-packages=graftwork,beartype.beartype $(ARGS)
+	@$(PYTEST) -m "not slow" "--jaxtyping-packages=graftwork,$(CHECKER)" $(ARGS)
 
 coverage: $(READY) ## run all tests and hold the coverage gate
 	@$(PYTEST) --cov --cov-report=term $(ARGS)

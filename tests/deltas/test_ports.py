@@ -122,7 +122,7 @@ def test_law03_ports_are_strict() -> None:
         build(replace(port, config={**port.config, "out_features": 0}))
     with pytest.raises(DeltaError, match="makes no head"):
         build(replace(port, config={**port.config, "in_features": "four"}))
-    with pytest.raises(DeltaError, match=r"makes no head: .*missing 1 required"):
+    with pytest.raises(DeltaError, match=r"makes no head: .*missing .*out_features"):
         build(replace(port, config={"in_features": 4}))
     with pytest.raises(DeltaError, match="its config wants"):
         port_of(_trained("head"), "head", {**MADE["head"][1], "hidden": 6})

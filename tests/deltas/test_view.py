@@ -369,8 +369,12 @@ def test_law03_updates_that_do_not_fit_are_errors() -> None:
         view(base, made(Update((2, 3), dense=torch.ones(2, 3)), "wieght"))
     with pytest.raises(DeltaError, match="must be finite, not nan"):
         view(base, [(made(Update((2, 3), dense=torch.ones(2, 3))), float("nan"))])
+
+
+@pytest.mark.usefixtures("untyped")
+def test_law03_an_unknown_choice_is_an_error() -> None:
     with pytest.raises(DeltaError, match="'error' or 'allow'"):
-        view(base, [], unused="ignore")  # type: ignore[arg-type]
+        view(load(nn.Linear(3, 2)), [], unused="ignore")  # type: ignore[arg-type]
 
 
 def test_law12_what_cannot_be_adapted_is_refused() -> None:
@@ -397,6 +401,7 @@ def test_a_views_parameters_stay_frozen() -> None:
         adapted(torch.ones(1, 2))
 
 
+@pytest.mark.usefixtures("untyped")
 def test_an_error_while_computing_never_gives_the_base_value() -> None:
     base = load(nn.Linear(2, 2))
     broken = replace(_dense("weight", base))

@@ -219,6 +219,13 @@ def test_what_does_not_fit_is_named() -> None:
         DatasetDistance()((first[0][:, :2], first[1]), second)
     with pytest.raises(InputError, match="NaN"):
         DatasetDistance(solver="exact")((first[0] * float("nan"), first[1]), second)
-    for wrong in ({"solver": "emd"}, {"classes": "mean"}, {"eps": 0.0}, {"scaling": 1.0}):
+    for wrong in ({"eps": 0.0}, {"scaling": 1.0}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             DatasetDistance(**wrong)
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize("wrong", [{"solver": "emd"}, {"classes": "mean"}])
+def test_unknown_choices_are_errors(wrong) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        DatasetDistance(**wrong)

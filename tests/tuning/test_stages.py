@@ -375,9 +375,8 @@ def test_impossible_settings_are_errors(make, said):
         make()
 
 
-def test_misspelt_choices_are_errors(request):
-    if request.config.getoption("--jaxtyping-packages"):
-        pytest.skip("annotations refuse a wrong literal first")
+@pytest.mark.usefixtures("untyped")
+def test_misspelt_choices_are_errors():
     with pytest.raises(UnknownNameError, match="did you mean 'tensor'"):
         DiffPruning(groups="tensors")
     with pytest.raises(UnknownNameError, match="did you mean 'dense'"):
