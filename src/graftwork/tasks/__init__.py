@@ -22,8 +22,11 @@ from graftwork.tasks._make import task_from_tables as task_from_tables
 from graftwork.tasks._metrics import METRICS as METRICS
 from graftwork.tasks._metrics import Metric as Metric
 from graftwork.tasks._metrics import Scored as Scored
+from graftwork.tasks._pinned import permutation as permutation
+from graftwork.tasks._pinned import words as words
 from graftwork.tasks._pooling import FEATURES as FEATURES
 from graftwork.tasks._pooling import POOLINGS as POOLINGS
+from graftwork.tasks._pooling import pool as pool
 from graftwork.tasks._predict import Predictor as Predictor
 from graftwork.tasks._predict import evaluate_delta as evaluate_delta
 from graftwork.tasks._predict import predict as predict
@@ -82,10 +85,13 @@ __all__ = [
     "evaluate_delta",
     "image_folder",
     "make_task",
+    "permutation",
+    "pool",
     "predict",
     "pseudo_labels",
     "read",
     "shard",
     "source_features",
     "task_from_tables",
+    "words",
 ]

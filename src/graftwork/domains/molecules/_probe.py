@@ -1,0 +1,103 @@
+"""The frozen probe: how much of a property a linear model reads from fixed features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graftwork.domains.molecules._splits import Split
+from graftwork.domains.molecules._tokenizer import atom_tokens, vocabulary_of
+from graftwork.errors import InputError
+
+Floats = NDArray[np.floating[Any]]
+PENALTIES = tuple(float(10.0**power) for power in range(-3, 5))
+
+
+def probe(
+    features: Floats,
+    targets: Floats,
+    split: Split,
+    kind: Literal["regression", "binary"],
+    penalties: Iterable[float] = PENALTIES,
+) -> dict[str, float]:
+    """Fit ridge or logistic regression on frozen features; choose its penalty on validation rows.
+
+    Features are scaled to mean 0 and deviation 1 over the training rows. Missing targets (NaN) are
+    left out.
+
+    Args:
+        features: `(M, F)`.
+        targets: `(M,)` numbers, or 0 and 1.
+        split: rows of training, validation (chooses the penalty) and test.
+        kind: "regression" or "binary".
+        penalties: strengths that are tried.
+
+    Returns:
+        Over the test rows: "mae", "rmse" and "r2"; or "roc_auc" in percent. And "penalty".
+
+    Raises:
+        InputError: a part has no labelled rows, or for "binary" only one class.
+    """
+    parts = [rows[~np.isnan(targets[rows])] for rows in split]
+    if any(not len(rows) for rows in parts):
+        raise InputError(
+            f"labelled rows of the parts: {[len(rows) for rows in parts]}; none may be 0"
+        )
+    train, valid, test = parts
+    mean, deviation = features[train].mean(0), features[train].std(0)
+    scaled = (features - mean) / np.where(deviation > 0, deviation, 1.0)
+    best: tuple[float, float, Any] | None = None
+    for penalty in penalties:
+        model = _fitted(kind, penalty, scaled[train], targets[train])
+        score = _score(kind, model, scaled[valid], targets[valid])[0]
+        if best is None or score > best[0]:
+            best = (score, penalty, model)
+    if best is None:
+        raise InputError("give the probe at least one penalty")
+    return {**_score(kind, best[2], scaled[test], targets[test])[1], "penalty": best[1]}
+
+
+def token_counts(smiles: list[str]) -> NDArray[np.float64]:
+    """Return `(M, tokens)` how often each token comes in each molecule: the bag of tokens.
+
+    Example:
+        >>> token_counts(["CCO", "CN"]).tolist()
+        [[2.0, 0.0, 1.0], [1.0, 1.0, 0.0]]
+    """
+    place = {token: i for i, token in enumerate(vocabulary_of(smiles))}
+    counts = np.zeros((len(smiles), len(place)))
+    for row, text in enumerate(smiles):
+        for token in atom_tokens(text):
+            counts[row, place[token]] += 1
+    return counts
+
+
+def _fitted(kind: str, penalty: float, x: Floats, y: Floats) -> Any:
+    from sklearn.linear_model import LogisticRegression, Ridge
+
+    if kind == "regression":
+        return Ridge(alpha=penalty).fit(x, y)
+    if len(np.unique(y)) < 2:
+        raise InputError("the training rows of a binary target have one class only")
+    return LogisticRegression(C=1 / penalty, max_iter=2000).fit(x, y)
+
+
+def _score(kind: str, model: Any, x: Floats, y: Floats) -> tuple[float, dict[str, float]]:
+    from sklearn.metrics import (
+        mean_absolute_error,
+        r2_score,
+        roc_auc_score,
+        root_mean_squared_error,
+    )
+
+    if kind == "binary":
+        if len(np.unique(y)) < 2:
+            raise InputError("the measured rows of a binary target have one class only")
+        area = 100 * float(roc_auc_score(y, model.predict_proba(x)[:, 1]))
+        return area, {"roc_auc": area}
+    found = model.predict(x)
+    rmse, mae = float(root_mean_squared_error(y, found)), float(mean_absolute_error(y, found))
+    return -rmse, {"mae": mae, "rmse": rmse, "r2": float(r2_score(y, found))}
