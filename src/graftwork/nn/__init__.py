@@ -2,6 +2,11 @@
 
 from graftwork.nn._activations import Activation as Activation
 from graftwork.nn._activations import activation_module as activation_module
+from graftwork.nn._embedders import Codes as Codes
+from graftwork.nn._embedders import Columns as Columns
+from graftwork.nn._embedders import OutputNorm as OutputNorm
+from graftwork.nn._embedders import Patches as Patches
+from graftwork.nn._embedders import patch_of as patch_of
 from graftwork.nn._head import Head as Head
 from graftwork.nn._linear import PromotingLinear as PromotingLinear
 from graftwork.nn._linear_attention import attention_weights as attention_weights
@@ -17,8 +22,12 @@ from graftwork.nn._rotary import rotary as rotary
 __all__ = [
     "Activation",
     "Bottleneck",
+    "Codes",
+    "Columns",
     "Head",
     "InputEmbedder",
+    "OutputNorm",
+    "Patches",
     "PromotingLinear",
     "Prompt",
     "RandomFeatures",
@@ -27,5 +36,6 @@ __all__ = [
     "attention_weights",
     "linear_attention",
     "orthogonal_features",
+    "patch_of",
     "rotary",
 ]
