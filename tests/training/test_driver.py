@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from graftwork._batch import Batch
 from graftwork._errors import ConfigError, TrainingError, UnknownNameError, UnsupportedError
@@ -283,8 +284,8 @@ def test_grad_leaves_gradients_alone(tuner: Tuner) -> None:
     assert all(bool((p.grad == 7.0).all()) for p in values if p.grad is not None)
     for p in values:
         p.grad = None
-    context.adaptation.attachment.module.eval()
-    context.adaptation.ports.eval()
+    for module in context.trainee.modules:
+        module.eval()
     context.losses(objective, batch).mean().backward()
     context.collect()
     for gradient, p in zip(found, values, strict=True):
@@ -311,8 +312,7 @@ def test_fork_and_restore() -> None:
 def test_measure_uses_deterministic_values_and_returns_to_training() -> None:
     context = context_of(DIFF)
     assert context.measure() == context.measure()
-    assert context.adaptation.attachment.module.training
-    assert context.adaptation.ports.training
+    assert all(module.training for module in context.trainee.modules)
     with pytest.raises(UnknownNameError, match="stream 'evla'; did you mean 'eval'"):
         context.measure("evla")
     with pytest.raises(UnknownNameError, match="stream 'trian'"):
@@ -325,3 +325,25 @@ def test_seeds_of_purposes_are_apart() -> None:
     }
     assert len(seeds) == 3 * 2 * 81
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_a_rate_for_a_role_that_nothing_has_is_an_error() -> None:
+    adaptation, task = make_adaptation(MASK)
+    rates = {"fixed mask": {"value": 1e-3}}
+    with pytest.raises(ConfigError, match=r"no role 'value'; did you mean 'values'\?"):
+        fit(adaptation, task, TrainConfig(steps=3, learning_rates=rates))
+
+
+def test_a_stage_minimises_only_the_objectives_it_names() -> None:
+    adaptation, task = make_adaptation(HeadOnly())
+    other = replace(task, objectives={**task.objectives, "other": _never})
+    stages = [replace(stage, objectives=("task",)) for stage in adaptation.stages]
+    adaptation.stages = stages
+    assert fit(adaptation, other, TrainConfig(steps=3)).steps == 3
+    adaptation.stages = [replace(stages[0], objectives=("tsak",))]
+    with pytest.raises(UnknownNameError, match=r"'tsak'; did you mean 'task'\?"):
+        fit(adaptation, other, TrainConfig(steps=3))
+
+
+def _never(model: object, batch: object) -> Tensor:
+    raise AssertionError("an objective of another stage was computed")

@@ -92,8 +92,11 @@ def in_place(base: Base, task: Task, delta: Delta) -> Tensor:
     device = next(base.model.parameters()).device
     ports = build_ports(delta).to(device).eval()
 
+    signature = task.signature
+    assert signature is not None
+
     def call(batch: Any) -> Tensor:
-        return task.signature.call_model(base.model, ports, batch.to(device).inputs)
+        return signature.call_model(base.model, ports, batch.to(device).inputs)
 
     applied = apply(base, delta)
     try:

@@ -104,7 +104,8 @@ class PlainSum(Step):
             UnknownNameError: `weights` or `streams` names an objective that the task has not.
         """
         for name in (*self.config.weights, *self.config.streams):
-            if name not in context.objectives:
+            # a stage that picks its objectives leaves the others to other stages
+            if not context.stage.objectives and name not in context.objectives:
                 raise UnknownNameError("objective", name, context.objectives)
         rates = context.stage.learning_rates
         self._roles, self._frozen = {}, []

@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from graftwork._batch import Batch
-from graftwork.objectives import Objective
+from graftwork.objectives import Model, Objective
 from graftwork.tuning import Group, Stage
 
 
@@ -29,7 +29,11 @@ class Context(Protocol):
     """Batches that one update draws."""
     stage: Stage
     objectives: Mapping[str, Objective]
-    """The task's objectives by name; "task" is the main one."""
+    """The objectives of this stage by name; "task" is the main one."""
+
+    @property
+    def model(self) -> Model:
+        """What objectives get: batch -> outputs. A step with losses of its own calls it."""
 
     @property
     def groups(self) -> Sequence[Group]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from graftwork._errors import UnknownNameError
+from graftwork._errors import ConfigError, UnknownNameError
 from graftwork.deltas import PORT_KINDS
 from graftwork.objectives import Model, Objective
-from graftwork.tasks._evaluator import Evaluator
+from graftwork.tasks._scorer import Scorer
 from graftwork.tasks._signature import Signature
 from graftwork.tasks._stream import Stream
 
@@ -42,18 +42,19 @@ class Task:
     """All that training and evaluation need to know of a task.
 
     Attributes:
-        signature: goes into the delta; prediction reads only this.
+        signature: goes into the delta; prediction reads only this. None where no delta comes out:
+            pretraining, control.
         streams: by name; "train" is learnt from, "eval" measured on; more are welcome.
-        evaluator: metric values with their direction.
-        objectives: by name; "task" is the main one.
+        evaluator: metric values with their direction; None where nothing is measured.
+        objectives: by name; "task" is the main one. Empty where the step has losses of its own.
         ports: modules that the delta adds, by port name, e.g. "head".
     """
 
-    signature: Signature
+    signature: Signature | None = None
     streams: Mapping[str, Stream]
-    evaluator: Evaluator
-    objectives: Mapping[str, Objective]
-    ports: Mapping[str, PortSpec]
+    evaluator: Scorer | None = None
+    objectives: Mapping[str, Objective] = field(default_factory=dict)
+    ports: Mapping[str, PortSpec] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -72,7 +73,13 @@ class Task:
 
         Raises:
             UnknownNameError: no such stream.
+            ConfigError: the task has no evaluator.
         """
         if stream not in self.streams:
             raise UnknownNameError("stream", stream, self.streams)
+        if self.evaluator is None:
+            raise ConfigError(
+                "this task has no evaluator, so nothing can be measured: give it one, or set "
+                "eval_every to 0"
+            )
         return self.evaluator.evaluate(model, self.streams[stream], batch_size)

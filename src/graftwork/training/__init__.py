@@ -1,5 +1,6 @@
 """A thin driver of a step over streams: budget, evaluation, checkpoints, exact resume, logging."""
 
+from graftwork.training._adapt import adapt as adapt
 from graftwork.training._adaptation import Adaptation as Adaptation
 from graftwork.training._checkpoint import Checkpoints as Checkpoints
 from graftwork.training._config import FAMILIES as FAMILIES
@@ -21,6 +22,12 @@ from graftwork.training._finish import finish as finish
 from graftwork.training._finish import measure as measure
 from graftwork.training._folder import RunFolder as RunFolder
 from graftwork.training._interrupt import RunInterrupted as RunInterrupted
+from graftwork.training._orca import OrcaConfig as OrcaConfig
+from graftwork.training._orca import orca as orca
+from graftwork.training._orca import orca_from_yaml as orca_from_yaml
+from graftwork.training._orca import prepare_orca as prepare_orca
+from graftwork.training._orca import with_alignment as with_alignment
+from graftwork.training._outcome import BaseOutcome as BaseOutcome
 from graftwork.training._outcome import DeltaOutcome as DeltaOutcome
 from graftwork.training._outcome import Outcome as Outcome
 from graftwork.training._outcome import RunResult as RunResult
@@ -31,22 +38,30 @@ from graftwork.training._recorder import Recorder as Recorder
 from graftwork.training._recorder import Recorders as Recorders
 from graftwork.training._recorder import TensorBoard as TensorBoard
 from graftwork.training._recorder import read_records as read_records
-from graftwork.training._run import adapt as adapt
+from graftwork.training._run import Conclusion as Conclusion
+from graftwork.training._run import Prepared as Prepared
+from graftwork.training._run import run as run
 from graftwork.training._seeds import derive as derive
 from graftwork.training._start import start as start
 from graftwork.training._train_config import TrainConfig as TrainConfig
+from graftwork.training._trainee import Trainee as Trainee
+from graftwork.training._whole import Whole as Whole
 from graftwork.training._write_report import write_report as write_report
 
 __all__ = [
     "FAMILIES",
     "Adaptation",
     "BaseOptions",
+    "BaseOutcome",
     "Checkpoints",
+    "Conclusion",
     "DeltaOutcome",
     "Fitted",
     "History",
     "LogConfig",
+    "OrcaConfig",
     "Outcome",
+    "Prepared",
     "Record",
     "Recorder",
     "Recorders",
@@ -58,6 +73,8 @@ __all__ = [
     "Settings",
     "TensorBoard",
     "TrainConfig",
+    "Trainee",
+    "Whole",
     "World",
     "adapt",
     "current_world",
@@ -68,10 +85,15 @@ __all__ = [
     "from_yaml",
     "joined",
     "measure",
+    "orca",
+    "orca_from_yaml",
+    "prepare_orca",
     "progress",
     "read_records",
+    "run",
     "start",
     "to_tree",
     "to_yaml",
+    "with_alignment",
     "write_report",
 ]

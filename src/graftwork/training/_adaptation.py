@@ -5,29 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from graftwork._batch import Batch
-from graftwork._errors import TrainingError
 from graftwork.deltas import BaseLike, Delta, Fingerprint, port_of
 from graftwork.tasks import PortSpec, Signature
-from graftwork.tuning import Attachment, Group, Role, Stage, StoredType
+from graftwork.training._trainee import Trainee, part
+from graftwork.tuning import Attachment, Group, Stage, StoredType
 
 
 @dataclass(eq=False)
-class Adaptation:
+class Adaptation(Trainee):
     """One delta in the making; calling it runs the adapted model on a batch. `start` makes one.
 
     Attributes:
         base: the frozen base.
         signature: how the base is called.
         attachment: the tuner's present stage.
-        ports: modules at ports, e.g. the head; trained beside the attachment.
+        ports: modules at ports, e.g. the head; trained beside the attachment. A port whose name a
+            stage has a rate for is a role of its own; the others are the role "head".
         specs: what rebuilds each port, by its name.
         stages: all stages of the tuner.
         seed: root of every random draw.
@@ -48,17 +49,41 @@ class Adaptation:
         return self.signature.call_model(self.attachment.module, self.ports, batch.inputs)
 
     @property
-    def groups(self) -> list[Group]:
-        """Trainable values by role: the attachment's groups, and the ports as "head"."""
-        ports = tuple(self.ports.parameters())
-        return [*self.attachment.groups(), *([Group("head", ports)] if ports else [])]
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The adapted base and the ports."""
+        return (self.attachment.module, self.ports)
 
-    def train(self, rates: Mapping[Role, float], *, dropout: bool = True) -> None:
-        """Enter a stage: only roles with a rate need gradients, dropout is on if wanted."""
-        for parameter in self.ports.parameters():
-            parameter.requires_grad_("head" in rates)
-        for module in (self.attachment.module, self.ports):
-            module.train(dropout)
+    @property
+    def groups(self) -> list[Group]:
+        """The attachment's groups, and the ports."""
+        own = {role for stage in self.stages for role in stage.learning_rates}
+        roles: dict[str, list[nn.Parameter]] = {}
+        for name, port in self.ports.items():
+            role = name if name in own else "head"
+            roles.setdefault(role, []).extend(port.parameters())
+        ports = [Group(role, tuple(values)) for role, values in roles.items() if values]
+        return [*self.attachment.groups(), *ports]
+
+    @property
+    def watched(self) -> Sequence[nn.Module]:
+        """The adapted base, where the attachment trains nothing (scores)."""
+        return () if self.attachment.groups() else (self.attachment.module,)
+
+    def prepare(self, progress: float, *, seed: int) -> None:
+        """Draw gates, write the working weights."""
+        self.attachment.prepare(progress, seed=seed)
+
+    def collect(self) -> None:
+        """Turn working gradients into those of the trainable values."""
+        self.attachment.collect()
+
+    def settled(self) -> AbstractContextManager[nn.Module]:
+        """Return a context in which the adapted base is as it would be extracted now."""
+        return self.attachment.settled()
+
+    def report(self) -> dict[str, float]:
+        """Return what the attachment reports: density, shift, ..."""
+        return self.attachment.report()
 
     def advance(self) -> bool:
         """Go on to the tuner's next stage; return False after the last one."""
@@ -79,24 +104,11 @@ class Adaptation:
         self.ports.load_state_dict(part(tensors, "ports/"))
 
     @cached_property
-    def base_digest(self) -> str:
+    def origin(self) -> str:
         """SHA-256 (hex) of the prints of all tensors of the base, and how inputs are processed."""
         prints = {n: p.digest for n, p in self.base.prints(self.base.names.pieces).items()}
         text = json.dumps([prints, dict(self.base.processing)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
-
-    def check_finite(self) -> None:
-        """Raise unless every trainable value is a number.
-
-        Raises:
-            TrainingError: a value is NaN or infinite; names its role.
-        """
-        for group in self.groups:
-            for parameter in group.parameters:
-                if not bool(torch.isfinite(parameter).all()):
-                    raise TrainingError(
-                        f"the {group.role} are no longer finite; lower their learning rate"
-                    )
 
     def delta(
         self, stored: StoredType = "float16", provenance: Mapping[str, Any] | None = None
@@ -115,13 +127,3 @@ class Adaptation:
             for name, module in self.ports.items()
         }
         return Delta(updates, ports, self.signature.to_json(), touched, provenance or {})
-
-
-def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose name starts with `prefix`, without it.
-
-    Example:
-        >>> part({"ports/head.bias": torch.zeros(1), "step/t": torch.ones(1)}, "step/")
-        {'t': tensor([1.])}
-    """
-    return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from graftwork._batch import Batch
 from graftwork._errors import TrainingError, UnknownNameError
 from graftwork.objectives import Model, Objective
 from graftwork.tasks import Task
-from graftwork.training._adaptation import Adaptation
 from graftwork.training._distributed import World
 from graftwork.training._seeds import derive, seed_generators
+from graftwork.training._trainee import Trainee
 from graftwork.tuning import Group, Stage
 
 Precision = Literal["fp32", "bf16"]
@@ -46,10 +46,10 @@ class Settings:
 
 
 class RunContext:
-    """A `graftwork.steps.Context` over an adaptation and a task.
+    """A `graftwork.steps.Context` over a trainee and a task.
 
     Arguments:
-        adaptation: the values in training.
+        trainee: the values in training.
         task: streams, objectives and evaluator.
         stage: the present stage, with its learning rates.
         place: number of the stage, updates done in it, updates that it will have.
@@ -58,22 +58,27 @@ class RunContext:
 
     def __init__(
         self,
-        adaptation: Adaptation,
+        trainee: Trainee,
         task: Task,
         stage: Stage,
         place: tuple[int, int, int],
         settings: Settings,
     ) -> None:
-        self.adaptation, self.task, self.stage = adaptation, task, stage
+        self.trainee, self.task, self.stage = trainee, task, stage
         self.number, self.index, self.steps = place
         self.settings = settings
         self.accumulate = settings.accumulate
-        self.objectives: Mapping[str, Objective] = task.objectives
+        self.objectives: Mapping[str, Objective] = _of_stage(task, stage)
+
+    @property
+    def model(self) -> Model:
+        """What objectives get: the trainee, called on a batch."""
+        return self.trainee
 
     @property
     def groups(self) -> Sequence[Group]:
         """Trainable values by role."""
-        return self.adaptation.groups
+        return self.trainee.groups
 
     @property
     def where(self) -> str:
@@ -90,7 +95,7 @@ class RunContext:
     def losses(self, objective: Objective, batch: Batch) -> Tensor:
         """Return losses per row `(B,)` with a graph, under the run's autocast."""
         with autocast(self.settings.device, self.settings.precision):
-            losses = objective(self.adaptation, batch)
+            losses = objective(self.trainee, batch)
         finite = torch.isfinite(losses.detach())
         if not bool(finite.all()):
             rows = batch.rows.to(finite.device)[~finite].tolist()
@@ -107,45 +112,44 @@ class RunContext:
 
     def prepare(self) -> None:
         """Seed this update, draw gates, write the working weights."""
-        self._prepare_attachment()
+        self._prepare_trainee()
         place = (self.number, self.index, self.settings.world.rank)
         seed_generators(derive(self.settings.seed, "update", *place), self.settings.device)
 
-    def _prepare_attachment(self) -> None:
+    def _prepare_trainee(self) -> None:
         seed = derive(self.settings.seed, "gates", self.number, self.index)
-        self.adaptation.attachment.prepare(self.index / self.steps, seed=seed)
+        self.trainee.prepare(self.index / self.steps, seed=seed)
 
     def collect(self) -> None:
         """Fill `.grad` of every trainable value from the working gradients.
 
-        An attachment without trainable values only watches gradients (scores). It is shown their
-        mean over all processes, so that its state is the same in each; others are reduced by the
-        step, over what is trained instead of over all weights.
+        Gradients that are only watched (scores) are shown as their mean over all processes, so that
+        the state is the same in each; others are reduced by the step, over what is trained instead
+        of over all weights.
         """
         world = self.settings.world
-        if world.size > 1 and not self.adaptation.attachment.groups():
-            module = self.adaptation.attachment.module
-            watched = [p.grad for p in module.parameters() if p.grad is not None]
+        if world.size > 1:
+            modules = self.trainee.watched
+            watched = [p.grad for m in modules for p in m.parameters() if p.grad is not None]
             world.reduce(watched)
             if watched:
                 torch._foreach_div_(watched, float(world.size))
-        self.adaptation.attachment.collect()
+        self.trainee.collect()
 
     def grad(self, objective: Objective, batch: Batch, *, eval_mode: bool = False) -> list[Tensor]:
         """Return the gradient of the mean loss for each trainable value, `.grad` untouched.
 
         Call it between `prepare` and the first backward pass of the update: `collect` ends what
         `prepare` began, so the same draw is prepared again afterwards. Nothing is reduced over
-        processes, and attachments that only watch gradients do not see this one.
+        processes, and what only watches gradients does not see this one.
         """
         values = [p for group in self.groups for p in group.parameters]
-        attachment = self.adaptation.attachment
         with self._aside(), self._evaluating() if eval_mode else nullcontext():
             self.losses(objective, batch).mean().backward()
-            if attachment.groups():
-                attachment.collect()
+            if not self.trainee.watched:
+                self.trainee.collect()
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in values]
-        self._prepare_attachment()
+        self._prepare_trainee()
         return gradients
 
     def measure(self, stream: str = "eval") -> dict[str, float]:
@@ -156,8 +160,8 @@ class RunContext:
         """
         metrics: dict[str, float] = {}
         if self.settings.world.leads:
-            with self.adaptation.attachment.settled(), self._evaluating():
-                metrics = evaluate(self.adaptation, self.task, stream, self.settings)
+            with self.trainee.settled(), self._evaluating():
+                metrics = evaluate(self.trainee, self.task, stream, self.settings)
         return self.settings.world.agree(metrics)
 
     def reduce(self, tensors: Iterable[Tensor]) -> None:
@@ -176,24 +180,21 @@ class RunContext:
             for value, kept in zip(values, fork, strict=True):
                 value.copy_(kept)
 
-    def _modules(self) -> tuple[nn.Module, nn.Module]:
-        return self.adaptation.attachment.module, self.adaptation.ports
-
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        for module in self._modules():
+        for module in self.trainee.modules:
             module.eval()
         try:
             yield
         finally:
-            for module in self._modules():
+            for module in self.trainee.modules:
                 module.train(self.settings.dropout)
 
     @contextmanager
     def _aside(self) -> Iterator[None]:
         """Put every `.grad` aside, and back at the end."""
         held = {p: None for group in self.groups for p in group.parameters}
-        held |= {p: None for module in self._modules() for p in module.parameters()}
+        held |= {p: None for module in self.trainee.modules for p in module.parameters()}
         kept = {p: p.grad for p in held}
         for p in held:
             p.grad = None
@@ -225,9 +226,16 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Return where the first parameter is; the CPU for a module without parameters."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
+def _of_stage(task: Task, stage: Stage) -> dict[str, Objective]:
+    """Return the objectives that a stage minimises.
+
+    Raises:
+        UnknownNameError: the stage names one that the task has not.
+    """
+    for name in stage.objectives:
+        if name not in task.objectives:
+            raise UnknownNameError("objective", name, task.objectives)
+    return {name: task.objectives[name] for name in stage.objectives or task.objectives}
 
 
 def _some(rows: list[int]) -> str:

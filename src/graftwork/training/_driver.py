@@ -20,15 +20,15 @@ from torch import Tensor
 from graftwork._errors import ConfigError, FingerprintError, TrainingError, did_you_mean
 from graftwork.steps import PlainSum, Step
 from graftwork.tasks import Task
-from graftwork.training._adaptation import Adaptation, part
 from graftwork.training._checkpoint import Checkpoint, Checkpoints, cloned
-from graftwork.training._context import RunContext, Settings, device_of
+from graftwork.training._context import RunContext, Settings
 from graftwork.training._distributed import current_world
 from graftwork.training._interrupt import Flag, RunInterrupted, interruptible
 from graftwork.training._recorder import Recorder, Silent
 from graftwork.training._streams import load_streams, rebatch, share_out, stream_tensors
 from graftwork.training._train_config import TrainConfig, stage_steps
-from graftwork.tuning import Stage, TuningWarning
+from graftwork.training._trainee import Trainee, part
+from graftwork.tuning import Role, Stage, TuningWarning
 
 
 @dataclass
@@ -76,7 +76,7 @@ class Fitted:
 
 
 def fit(
-    adaptation: Adaptation,
+    trainee: Trainee,
     task: Task,
     config: TrainConfig,
     *,
@@ -84,13 +84,13 @@ def fit(
     recorder: Recorder | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> Fitted:
-    """Train `adaptation` on `task` through all stages of its tuner.
+    """Train `trainee` on `task` through all its stages.
 
     The caller's random generators are as before afterwards. With several processes (torchrun)
     every process calls it alike; process 0 shows progress and writes.
 
     Arguments:
-        adaptation: from `start`; trained in place.
+        trainee: an adaptation from `start`, or a `Whole` module; trained in place.
         task: streams "train" and, for evaluations, "eval".
         config: budget, precision, evaluation.
         step: how losses become updates; `PlainSum()` when None.
@@ -106,8 +106,8 @@ def fit(
     Example:
         >>> fit(start(base, task, tuner), task, TrainConfig(steps=200))  # doctest: +SKIP
     """
-    device = device_of(adaptation.base.model)
-    driver = _Driver(adaptation, task, config, step or PlainSum())
+    device = trainee.device
+    driver = _Driver(trainee, task, config, step or PlainSum())
     driver.recorder = recorder if recorder and driver.settings.world.leads else Silent()
     driver.checkpoints = checkpoints
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -121,7 +121,7 @@ def fit(
 
 @dataclass
 class _Driver:
-    adaptation: Adaptation
+    trainee: Trainee
     task: Task
     config: TrainConfig
     step: Step
@@ -134,20 +134,21 @@ class _Driver:
     def __post_init__(self) -> None:
         config = self.config
         self.settings = Settings(
-            seed=self.adaptation.seed,
+            seed=self.trainee.seed,
             accumulate=config.accumulate,
             precision=config.precision,
             dropout=config.dropout,
             eval_batch_size=config.eval_batch_size,
-            device=device_of(self.adaptation.base.model),
+            device=self.trainee.device,
             world=current_world(),
         )
         share_out(self.task, self.settings.world)
         if config.batch_size is not None:
             rebatch(self.task.streams["train"], config.batch_size)
         self.batch_size: int | None = getattr(self.task.streams["train"], "batch_size", None)
-        self.stages = [_with_rates(s, config) for s in self.adaptation.stages]
-        _check_stage_names(config, self.stages)
+        self.stages = [_with_rates(s, config) for s in self.trainee.stages]
+        _check_evaluations(config, self.task)
+        _check_stages(config, self.stages, [group.role for group in self.trainee.groups])
         self.budget = stage_steps(config, self.stages, self.task.streams["train"])
 
     def run(self) -> Fitted:
@@ -160,7 +161,7 @@ class _Driver:
             if self.config.save_every and self.place.step % self.config.save_every:
                 self._save(self.checkpoints)
         if self.config.keep_best and self.best:
-            self.adaptation.load_tensors(self.best)
+            self.trainee.load_tensors(self.best)
         place = self.place
         return Fitted(place.step, place.stopped, place.best, place.best_step, tuple(place.notes))
 
@@ -184,9 +185,9 @@ class _Driver:
                 warnings.warn(text, TuningWarning, stacklevel=2)
 
     def _advance(self) -> None:
-        if not self.adaptation.advance():
+        if not self.trainee.advance():
             raise TrainingError(
-                f"the tuner has {len(self.stages)} stages but ended after {self.place.stage + 1}"
+                f"training ended after {self.place.stage + 1} of {len(self.stages)} stages"
             )
         self.place.stage, self.place.index = self.place.stage + 1, 0
 
@@ -195,9 +196,9 @@ class _Driver:
         stage, steps = self.stages[place.stage], self.budget[place.stage]
         if batch_size := stage.batch_size or self.batch_size:
             rebatch(self.task.streams["train"], batch_size)
-        self.adaptation.train(stage.learning_rates, dropout=config.dropout)
+        self.trainee.train(stage.learning_rates, dropout=config.dropout)
         context = RunContext(
-            self.adaptation, self.task, stage, (place.stage, place.index, steps), self.settings
+            self.trainee, self.task, stage, (place.stage, place.index, steps), self.settings
         )
         self.step.begin(context)
         if checkpoint is not None:
@@ -214,7 +215,7 @@ class _Driver:
         config, place = self.config, self.place
         self.recorder.tick(scalars["loss"])
         if place.step % config.log_every == 0:
-            self._record({**scalars, **self.adaptation.attachment.report()})
+            self._record({**scalars, **self.trainee.report()})
         last = place.stage + 1 == len(self.stages) and place.index == context.steps
         if config.eval_every and (place.step % config.eval_every == 0 or last):
             self._evaluate(context)
@@ -230,15 +231,16 @@ class _Driver:
             )
 
     def _evaluate(self, context: RunContext) -> None:
-        place, config = self.place, self.config
+        place, config, evaluator = self.place, self.config, self.task.evaluator
+        assert evaluator is not None  # checked at the start
         metrics = context.measure()
         self._record({f"eval/{name}": value for name, value in metrics.items()})
         if place.stage + 1 < len(self.stages):
             return
-        if self.task.evaluator.better(metrics, place.best):
+        if evaluator.better(metrics, place.best):
             place.best, place.best_step, place.stale = metrics, place.step, 0
             if config.keep_best:
-                self.best = cloned(self.adaptation.tensors())
+                self.best = cloned(self.trainee.tensors())
         else:
             place.stale += 1
             place.stopped = 0 < config.patience <= place.stale
@@ -249,16 +251,16 @@ class _Driver:
         self.recorder.record({"step": place.step, "stage": stage, "seconds": seconds, **numbers})
 
     def _save(self, checkpoints: Checkpoints) -> None:
-        self.adaptation.check_finite()
+        self.trainee.check_finite()
         world = self.settings.world
         if world.leads:
             tensors = {
-                **self.adaptation.tensors(),
+                **self.trainee.tensors(),
                 **{f"step/{name}": t for name, t in self.step.tensors().items()},
                 **{f"best/{name}": t for name, t in self.best.items()},
                 **stream_tensors(self.task),
             }
-            record = {"place": asdict(self.place), "base": self.adaptation.base_digest}
+            record = {"place": asdict(self.place), "base": self.trainee.origin}
             checkpoints.save(self.place.step, tensors, record)
         world.wait()
 
@@ -266,15 +268,16 @@ class _Driver:
         checkpoint = self.checkpoints.newest() if self.checkpoints is not None else None
         if checkpoint is None:
             return None
-        if checkpoint.record["base"] != self.adaptation.base_digest:
+        if checkpoint.record["base"] != self.trainee.origin:
             raise FingerprintError(
-                "the base changed since the checkpoint; restore it, or start in another folder"
+                "the base changed since the checkpoint, or the shapes of what is trained; restore "
+                "it, or start in another folder"
             )
         saved = Place(**checkpoint.record["place"])
         # attachments advance without training too: what they then hold is loaded over
         for _ in range(saved.stage):
             self._advance()
-        self.adaptation.load_tensors(checkpoint.tensors)
+        self.trainee.load_tensors(checkpoint.tensors)
         self.best = part(checkpoint.tensors, "best/")
         self.place = saved
         return checkpoint
@@ -285,12 +288,22 @@ def _with_rates(stage: Stage, config: TrainConfig) -> Stage:
     return replace(stage, learning_rates=rates)
 
 
-def _check_stage_names(config: TrainConfig, stages: list[Stage]) -> None:
-    names = [stage.name for stage in stages]
-    for name in config.learning_rates:
-        if name not in names:
-            raise ConfigError(f"learning_rates: no stage {name!r}{did_you_mean(name, names)}")
+def _check_evaluations(config: TrainConfig, task: Task) -> None:
     if config.patience and not config.eval_every:
         raise ConfigError("patience needs evaluations: set eval_every")
+    if config.eval_every and task.evaluator is None:
+        raise ConfigError("eval_every: the task has no evaluator; give it one, or set it to 0")
+
+
+def _check_stages(config: TrainConfig, stages: list[Stage], trained: list[Role]) -> None:
+    names = [stage.name for stage in stages]
+    roles = {*trained, *(role for stage in stages for role in stage.decay)}
+    for name, rates in config.learning_rates.items():
+        if name not in names:
+            raise ConfigError(f"learning_rates: no stage {name!r}{did_you_mean(name, names)}")
+        for role in rates:
+            if role not in roles:
+                where = f"learning_rates.{name}: no role {role!r}"
+                raise ConfigError(f"{where}{did_you_mean(role, roles)}")
     if not math.isclose(sum(stage.share for stage in stages), 1.0, abs_tol=1e-6):
         raise ConfigError(f"the shares of the stages {names} do not sum to 1")

@@ -13,8 +13,9 @@ from graftwork._batch import Batch
 from graftwork.deltas import Delta, build_ports, unconsumed, view
 from graftwork.tasks import Task
 from graftwork.training._adaptation import Adaptation
-from graftwork.training._context import Settings, autocast, device_of
+from graftwork.training._context import Settings, autocast
 from graftwork.training._distributed import current_world
+from graftwork.training._trainee import device_of
 from graftwork.tuning import StoredType
 
 

@@ -1,18 +1,23 @@
 """What a run yields: an outcome knows how to write itself and what to say of itself.
 
-A run folder treats all outcomes alike. Delta training yields a `DeltaOutcome`; pretraining a base
-and measuring experiments bring their own class, and nothing here or in the folder changes.
+A run folder treats all outcomes alike. Delta training yields a `DeltaOutcome`, pretraining a
+`BaseOutcome`; what else a run may yield brings its own class, and nothing here or in the folder
+changes.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
+from graftwork._errors import ConfigError
+from graftwork.bases import Base
+from graftwork.bases import load as load_base
 from graftwork.deltas import Delta, content_hash, load, save
+from graftwork.training._files import new_folder
 from graftwork.training._recorder import Record
 
 
@@ -29,7 +34,7 @@ class Outcome(ABC):
 
     @classmethod
     @abstractmethod
-    def read(cls, folder: Path) -> Outcome:
+    def read(cls, folder: Path) -> Self:
         """Return what `write` wrote."""
 
 
@@ -49,12 +54,40 @@ class DeltaOutcome(Outcome):
         return {"file": DELTA_FILE, "bytes": size, "content": content_hash(self.delta)}
 
     @classmethod
-    def read(cls, folder: Path) -> DeltaOutcome:
+    def read(cls, folder: Path) -> Self:
         """Return the delta of a finished run."""
         return cls(load(folder / DELTA_FILE))
 
 
-DELTA_FILE = "delta.safetensors"
+@dataclass(frozen=True, slots=True, eq=False)
+class BaseOutcome(Outcome):
+    """A base that was made: a folder that `graftwork.bases.load` reads.
+
+    Attributes:
+        save: writes the base's files into an empty folder; None where it was read back.
+        base: the base where it was read back.
+    """
+
+    save: Callable[[Path], object] | None = None
+    base: Base | None = None
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Write the folder "base", whole or not at all; the base's metrics are in result.json."""
+        if self.save is None:
+            raise ConfigError("this outcome was read from a folder; it is written there already")
+        made = folder / BASE_FOLDER
+        with new_folder(made) as part:
+            self.save(part)
+        size = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
+        return {"file": BASE_FOLDER, "bytes": size}
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Return the base of a finished run."""
+        return cls(base=load_base(folder / BASE_FOLDER))
+
+
+DELTA_FILE, BASE_FOLDER = "delta.safetensors", "base"
 OutcomeT = TypeVar("OutcomeT", bound=Outcome)
 
 

@@ -113,7 +113,9 @@ class History:
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
-            self._file.close()
+            # What a full disk did not take is still in the buffer, and fails once more here.
+            with storing(f"write {self._file.name}"):
+                self._file.close()
 
 
 class TensorBoard:

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from torch.autograd import grad
 
 from graftwork._batch import Batch
-from graftwork._errors import TrainingError, UnknownNameError
+from graftwork._errors import ConfigError, TrainingError, UnknownNameError
 from graftwork.bases import Base
 from graftwork.deltas import shared_copy
-from graftwork.tasks import Task
+from graftwork.objectives import Objective
+from graftwork.tasks import Signature, Task
 from graftwork.training._adaptation import Adaptation
-from graftwork.training._context import device_of
 from graftwork.training._seeds import derive
+from graftwork.training._trainee import device_of
 from graftwork.tuning import Tuner
 
 PROBE_ROWS = 2
@@ -48,7 +49,14 @@ def start(
         UnknownNameError: a pattern matches nothing.
         TrainingError: a pattern of `targets` matches a tensor that the loss does not reach.
         UnsupportedError: the tuner cannot tune a target.
+        ConfigError: the task has no signature.
     """
+    signature = task.signature
+    if signature is None:
+        raise ConfigError(
+            "this task has no signature, so no delta can come out of it; make it by "
+            "`graftwork.tasks.make_task`, or train a whole module by `Whole`"
+        )
     device = device_of(base.model)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive(seed, "ports"))
@@ -56,14 +64,14 @@ def start(
         if any(p.dtype == torch.float64 for p in base.model.parameters()):
             ports = ports.double()
         names = base.names.match(targets if targets is not None else ("*",), exclude)
-        missed = unreached(base, task, ports, names)
+        missed = unreached(base, _first_rows(task), signature, ports, names, _final(task, tuner))
         if missed and targets is not None:
             raise TrainingError(_explain(missed))
         chosen = [name for name in names if name not in set(missed)]
         attachment = tuner.attach(base, chosen, seed=seed)
     return Adaptation(
         base,
-        task.signature,
+        signature,
         attachment,
         ports,
         specs=task.ports,
@@ -73,9 +81,17 @@ def start(
     )
 
 
-def unreached(base: Base, task: Task, ports: nn.ModuleDict, names: Sequence[str]) -> list[str]:
+def unreached(
+    base: Base,
+    batch: Batch,
+    signature: Signature,
+    ports: nn.ModuleDict,
+    names: Sequence[str],
+    objectives: Sequence[Objective],
+) -> list[str]:
     """Return those of `names` that the task's losses do not depend on.
 
+    Without objectives (a step with losses of its own) it is the outputs that must depend on them.
     One small batch runs forward and backward through a copy that shares the base's storage. Tensors
     that cannot have a gradient (integers of a quantised base) count as unreached.
     """
@@ -88,19 +104,24 @@ def unreached(base: Base, task: Task, ports: nn.ModuleDict, names: Sequence[str]
             leaves[name] = parameter
     distinct = list(dict.fromkeys(leaves.values()))
     found: set[int] = set()
-    batch = _first_rows(task).to(device_of(base.model))
+    batch = batch.to(device_of(base.model))
 
     def run(rows: Batch) -> Tensor:
-        return task.signature.call_model(module, ports, rows.inputs)
+        return signature.call_model(module, ports, rows.inputs)
 
-    for objective in task.objectives.values():
-        loss = objective(run, batch).sum()
+    results = [objective(run, batch) for objective in objectives] or [run(batch)]
+    for loss in (result.sum() for result in results):
         if not loss.requires_grad or not distinct:
             continue
         # the annotation of torch forgets that unused ones are None
         gradients = cast("Sequence[Tensor | None]", grad(loss, distinct, allow_unused=True))
         found |= {id(p) for p, g in zip(distinct, gradients, strict=True) if g is not None}
     return [name for name in names if name not in leaves or id(leaves[name]) not in found]
+
+
+def _final(task: Task, tuner: Tuner) -> list[Objective]:
+    """Return the objectives of the last stage: those of others may read other streams."""
+    return [task.objectives[name] for name in tuner.stages[-1].objectives or task.objectives]
 
 
 def _first_rows(task: Task) -> Batch:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from graftwork._errors import ConfigError, UnsupportedError
 from graftwork.tasks import Stream, TableStream, Task
-from graftwork.training._adaptation import part
 from graftwork.training._distributed import World
+from graftwork.training._trainee import part
 
 
 def share_out(task: Task, world: World) -> None:

@@ -34,8 +34,11 @@ def write_report(folder: str | Path, title: str | None = None) -> Path:
     result = run.result()
     if result is None:
         raise InputError(f"{run.path} holds no finished run, so there is nothing to report")
-    ledger = inspect(run.path / result["outcome"]["file"])
-    report = report_of(run, result, ledger, title or run.path.resolve().name)
+    name, outcome = title or run.path.resolve().name, run.path / result["outcome"]["file"]
+    if outcome.suffix == ".safetensors":
+        report = report_of(run, result, inspect(outcome), name)
+    else:
+        report = plain_report(run, result, name)
     path = run.path / REPORT_FILE
     write_text(path, render(report))
     return path
@@ -63,6 +66,22 @@ def report_of(run: RunFolder, result: Mapping[str, Any], ledger: Inspection, tit
             "threads": result.get("threads"),
         },
         commands=_commands(run.path, result["outcome"]["file"], str(base), ledger),
+    )
+
+
+def plain_report(run: RunFolder, result: Mapping[str, Any], title: str) -> Report:
+    """Return what the report of a run shows that yields no delta: curves, metrics, settings."""
+    tiles = [(name, f"{value:.4g}", "") for name, value in result["metrics"].items()][:3]
+    outcome = result["outcome"]
+    tiles.append((outcome["file"], size(outcome["bytes"]), "on disk"))
+    tiles.append(("training", _clock(result["seconds"]), f"{result['steps']:,} steps"))
+    return Report(
+        title=title,
+        headline=tiles,
+        history=read_records(run.metrics),
+        groups=_groups(result["metrics"]),
+        config=(run.path / CONFIG).read_text(encoding="utf-8"),
+        provenance={"trained": result["trained"], "threads": result["threads"]},
     )
 
 

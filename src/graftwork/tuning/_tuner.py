@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from graftwork.deltas import BaseLike, Update
 
-Role = Literal["values", "gates", "head"]
+Role = str
+"""What trainable values are: "values", "gates", "head"; a port or a part of a module by its name."""
 StoredType = Literal["float16", "bfloat16", "float32", "float64", "int8"]
 
 
@@ -39,6 +40,7 @@ class Stage:
         decay: roles whose rate decays linearly to 0 (the paper keeps the gates' rate constant).
         clip: gradient norm limit by role; separate for each, as in the paper.
         batch_size: overrides the run's batch size (Fisher scores want small batches).
+        objectives: names of the task's objectives that this stage minimises; empty for all.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Stage:
     decay: tuple[Role, ...] = ("values", "head")
     clip: float | None = 1.0
     batch_size: int | None = None
+    objectives: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
