@@ -17,6 +17,10 @@ from graftwork.tasks._config import TaskConfig as TaskConfig
 from graftwork.tasks._encoded import ArrayInput as ArrayInput
 from graftwork.tasks._evaluator import DEFAULT_METRICS as DEFAULT_METRICS
 from graftwork.tasks._evaluator import Evaluator as Evaluator
+from graftwork.tasks._foreign import ForeignInput as ForeignInput
+from graftwork.tasks._foreign import class_stream as class_stream
+from graftwork.tasks._foreign import foreign_task as foreign_task
+from graftwork.tasks._foreign import width_of as width_of
 from graftwork.tasks._make import make_task as make_task
 from graftwork.tasks._make import task_from_tables as task_from_tables
 from graftwork.tasks._metrics import METRICS as METRICS
@@ -61,6 +65,7 @@ __all__ = [
     "Call",
     "ClassStream",
     "Evaluator",
+    "ForeignInput",
     "GeneratorStream",
     "Metric",
     "PortSpec",
@@ -80,9 +85,11 @@ __all__ = [
     "TaskBase",
     "TaskConfig",
     "arrays",
+    "class_stream",
     "comparison_capacity",
     "comparisons",
     "evaluate_delta",
+    "foreign_task",
     "image_folder",
     "make_task",
     "permutation",
@@ -93,5 +100,6 @@ __all__ = [
     "shard",
     "source_features",
     "task_from_tables",
+    "width_of",
     "words",
 ]
