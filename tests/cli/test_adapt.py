@@ -1,6 +1,8 @@
 """`graftwork adapt`: flags and YAML 1:1 with the config, the run's folder, what may go wrong."""
 
+import contextlib
 import json
+import resource
 
 import pytest
 
@@ -203,3 +205,43 @@ def test_wrong_data(tmp_path, base, reviews, capsys, words, text):
     start = ["adapt", "--base", base, "--data", reviews, "--out", str(tmp_path / "run")]
     assert main([*start, *words]) == 2
     assert text in capsys.readouterr().err
+
+
+@contextlib.contextmanager
+def files_of_at_most(count):
+    """Let writes beyond `count` bytes of a file fail, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("bytes_left", "words", "file"),
+    [
+        (100, [], "config.yaml"),
+        (2_000, ["--log-every", "1", "--save-every", "0"], "metrics.jsonl"),
+        (10_000, ["--save-every", "4"], "checkpoints/step-00000004"),
+        (4_000, ["--save-every", "0"], "delta.safetensors"),
+        (10_000, ["--save-every", "0"], "report.html"),
+    ],
+)
+def test_a_full_disk_is_a_clear_error_and_resume_mends_it(
+    tmp_path, base, reviews, capsys, bytes_left, words, file
+):
+    start = ["adapt", "--base", base, "--data", reviews, "--share", "0.05", "--steps", "20", *words]
+    out = tmp_path / "run"
+    with files_of_at_most(bytes_left):
+        assert main([*start, "--out", str(out)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"cannot write {out / file}" in error
+    assert "free space or choose another folder" in error
+    assert not list(out.glob("**/.part-*"))
+    assert (out / "delta.safetensors").exists() == (file == "report.html")
+    assert main([*start, "--out", str(out), "--resume"]) == 0
+    assert main([*start, "--out", str(tmp_path / "whole")]) == 0
+    whole, mended = (f / "delta.safetensors" for f in (tmp_path / "whole", out))
+    assert mended.read_bytes() == whole.read_bytes()
+    assert (out / "report.html").exists()

@@ -276,6 +276,10 @@ def _sync_folder(folder: Path) -> None:
 def _storage_error(error: OSError, target: Path, size: int) -> StorageError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(
-            f"{target}: the disk is full; {size} bytes are needed, nothing was left"
+            f"cannot write {target}: the disk is full; {size} bytes are needed, nothing was left; "
+            "free space or choose another folder"
         )
-    return StorageError(f"{target} cannot be written ({size} bytes): {error.strerror}")
+    return StorageError(
+        f"cannot write {target} ({size} bytes): {error.strerror}; free space or choose another "
+        "folder"
+    )
