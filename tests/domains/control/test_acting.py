@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tests.domains.control.toys import Context, config, critics
+from tests.domains.control.toys import Context, Walk, config, critics
 
 from graftwork.domains.control import (
     OffPolicy,
@@ -85,30 +85,6 @@ def test_scores_off_the_policy_depend_on_nothing_but_the_seed():
     assert scorer.better(found, None)
     assert scorer.better({**found, "mmd": found["mmd"] - 0.1}, found)
     assert not scorer.better(found, found)
-
-
-class Walk:
-    """Three steps; the reward is the sum of the action."""
-
-    def __init__(self):
-        from types import SimpleNamespace
-
-        self.action_space = SimpleNamespace(
-            shape=(2,), low=-np.ones(2, np.float32), high=np.ones(2, np.float32)
-        )
-        self.done = 0
-
-    def reset(self, seed):
-        self.seed, self.done = seed, 0
-        return np.full(3, float(seed)), {}
-
-    def step(self, action):
-        self.done += 1
-        info = {"success": self.seed == 8 and self.done == 2}
-        return np.zeros(3), action.sum(), False, self.done == 3, info
-
-    def render(self):
-        return np.full((4, 6, 3), self.done, dtype=np.uint8)
 
 
 def test_rollouts_add_up_rewards_of_clipped_actions():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -80,3 +81,25 @@ class Context:
 
     def state(self) -> list[Tensor]:
         return [p.detach().clone() for p in self.policy.parameters()]
+
+
+class Walk:
+    """Three steps; the reward is the sum of the action."""
+
+    def __init__(self):
+        self.action_space = SimpleNamespace(
+            shape=(2,), low=-np.ones(2, np.float32), high=np.ones(2, np.float32)
+        )
+        self.done = 0
+
+    def reset(self, seed: int):
+        self.seed, self.done = seed, 0
+        return np.full(3, float(seed)), {}
+
+    def step(self, action):
+        self.done += 1
+        info = {"success": self.seed == 8 and self.done == 2}
+        return np.zeros(3), action.sum(), False, self.done == 3, info
+
+    def render(self):
+        return np.full((4, 6, 3), self.done, dtype=np.uint8)

@@ -19,6 +19,7 @@ from graftwork.domains.control._environment import make_environment as make_envi
 from graftwork.domains.control._environment import normalised as normalised
 from graftwork.domains.control._environment import rollout as rollout
 from graftwork.domains.control._environment import write_video as write_video
+from graftwork.domains.control._inspect import Imitation as Imitation
 from graftwork.domains.control._inspect import OffPolicy as OffPolicy
 from graftwork.domains.control._inspect import separation as separation
 from graftwork.domains.control._inspect import uncertainty as uncertainty
@@ -30,12 +31,19 @@ from graftwork.domains.control._losses import critic_losses as critic_losses
 from graftwork.domains.control._losses import mixed_minimum as mixed_minimum
 from graftwork.domains.control._losses import pre_tanh as pre_tanh
 from graftwork.domains.control._losses import uncertainty_weights as uncertainty_weights
+from graftwork.domains.control._outcome import PolicyOutcome as PolicyOutcome
+from graftwork.domains.control._outcome import load_critics as load_critics
+from graftwork.domains.control._outcome import save_critics as save_critics
 from graftwork.domains.control._readers import from_episodes as from_episodes
 from graftwork.domains.control._readers import read_log as read_log
 from graftwork.domains.control._readers import read_minari as read_minari
+from graftwork.domains.control._recipe import PolicyRun as PolicyRun
+from graftwork.domains.control._recipe import policy_signature as policy_signature
+from graftwork.domains.control._recipe import train_policy as train_policy
 from graftwork.domains.control._stream import ReplayStream as ReplayStream
 from graftwork.domains.control._uwac import ActorCritic as ActorCritic
 from graftwork.domains.control._uwac import ActorCriticConfig as ActorCriticConfig
+from graftwork.domains.control._uwac import bear as bear
 
 __all__ = [
     "SCORES",
@@ -46,13 +54,17 @@ __all__ = [
     "CriticConfig",
     "Critics",
     "Draws",
+    "Imitation",
     "OffPolicy",
     "OfflineDataset",
+    "PolicyOutcome",
+    "PolicyRun",
     "ReplayStream",
     "Rollouts",
     "Weighting",
     "actor",
     "actor_losses",
+    "bear",
     "behaviour_losses",
     "bellman_target",
     "best_action",
@@ -61,16 +73,20 @@ __all__ = [
     "critic_losses",
     "from_episodes",
     "from_log",
+    "load_critics",
     "make_environment",
     "masks_of",
     "mixed_minimum",
     "moments",
     "normalised",
+    "policy_signature",
     "pre_tanh",
     "read_log",
     "read_minari",
     "rollout",
+    "save_critics",
     "separation",
+    "train_policy",
     "uncertainty",
     "uncertainty_weights",
     "write_video",

@@ -27,10 +27,10 @@ class CriticConfig:
         torch.Size([2, 1, 5])
     """
 
-    observations: int
-    """Entries of an observation."""
-    actions: int
-    """Entries of an action."""
+    observations: int = 0
+    """Entries of an observation; `train_policy` fills it in from the data."""
+    actions: int = 0
+    """Entries of an action; likewise."""
     hidden: tuple[int, ...] = (256, 256)
     """Units of the hidden layers, ReLU after each."""
     heads: int = 2
@@ -42,13 +42,23 @@ class CriticConfig:
     tasks)."""
 
     def __post_init__(self) -> None:
-        if not self.hidden or min(self.observations, self.actions, self.heads, *self.hidden) < 1:
+        sizes = (self.heads, *self.hidden)
+        if not self.hidden or min(sizes) < 1 or min(self.observations, self.actions) < 0:
             raise ConfigError(f"critics: sizes are 1 or more, and one hidden layer or more: {self}")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout: in [0, 1), not {self.dropout}")
 
     def build(self, *, seed: int) -> Critics:
-        """Return new critics whose first values come from `seed` alone."""
+        """Return new critics whose first values come from `seed` alone.
+
+        Raises:
+            ConfigError: the sizes of observations and actions are not set.
+        """
+        if not self.observations or not self.actions:
+            raise ConfigError(
+                f"critics need the entries of observations and actions, not {self.observations} "
+                f"and {self.actions}"
+            )
         return Critics(self, torch.Generator().manual_seed(seed))
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from graftwork.domains.control._critics import Critics, masks_of, moments
+from graftwork.domains.control._losses import cloning
 from graftwork.domains.control._uwac import ActorCritic
 from graftwork.errors import InputError
 from graftwork.objectives import Model
@@ -114,3 +115,23 @@ class OffPolicy:
         if not count:
             raise InputError(f"stream {stream.name!r} has no rows to evaluate on")
         return {name: total / count for name, total in sums.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Imitation:
+    """A scorer of cloned policies: "nll", the mean of the loss `cloning` over a stream."""
+
+    @property
+    def main(self) -> str:
+        """The metric that decides."""
+        return "nll"
+
+    def better(self, new: Mapping[str, float], old: Mapping[str, float] | None) -> bool:
+        """Return whether `new` is the better evaluation."""
+        return old is None or new[self.main] < old[self.main]
+
+    def evaluate(self, model: Model, stream: Stream, batch_size: int = 64) -> dict[str, float]:
+        """Return the mean over all rows of a stream, in nats an entry of the action."""
+        with torch.no_grad():
+            losses = [cloning(model, batch) for batch in stream.once(batch_size)]
+        return {"nll": torch.cat(losses).double().mean().item()}

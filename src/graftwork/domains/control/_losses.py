@@ -146,6 +146,7 @@ def cloning(model: Model, batch: Batch) -> Tensor:
     """
     actions = batch.inputs["actions"]
     outputs: Tensor = model(batch)
+    actions = actions.to(outputs.device)
     if outputs.shape != (len(actions), 2 * actions.shape[-1]):
         raise InputError(
             f"cloning needs mean and log standard deviation of {actions.shape[-1]} entries, but "

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +37,8 @@ LOG_MULTIPLIER = (-5.0, 10.0)
 class ActorCriticConfig(StepConfig):
     """UWAC (Wu et al., 2021) on top of BEAR (Kumar et al., 2019); `bear` turns one into the other.
 
-    Defaults are the paper's, of the authors' code where they differ. Sizes for two CPU cores are
-    far smaller: `copies` 8, `candidates` 4, hidden layers of 64 to 128.
+    Defaults are the paper's, or those of the authors' code where they differ. Sizes for two CPU
+    cores are far smaller: `copies` 8, `candidates` 4, hidden layers of 64 to 128.
 
     Raises:
         ConfigError: a value is out of range, or weights without dropout to weigh by.
@@ -48,7 +48,7 @@ class ActorCriticConfig(StepConfig):
         >>> step = ActorCriticConfig(critics=critics, copies=10).build()
     """
 
-    critics: CriticConfig
+    critics: CriticConfig = field(default_factory=CriticConfig)
     """Shape of the critics: sizes, dropout, spectral normalisation."""
     copies: int = 100
     """T, stochastic passes of the critics for a mean and a variance."""
@@ -113,6 +113,17 @@ class ActorCriticConfig(StepConfig):
     def build(self) -> ActorCritic:
         """Return the step."""
         return ActorCritic(self)
+
+
+def bear(config: ActorCriticConfig) -> ActorCriticConfig:
+    """Return the settings of BEAR: no dropout, no spectral normalisation, no weights.
+
+    Example:
+        >>> bear(ActorCriticConfig()).weighting, bear(ActorCriticConfig()).copies
+        ('none', 1)
+    """
+    critics = replace(config.critics, dropout=0.0, spectral=False)
+    return replace(config, critics=critics, copies=1, weighting="none")
 
 
 class ActorCritic(Step):
