@@ -18,6 +18,8 @@ from graftwork.domains.molecules._masking import MaskedTokenScorer as MaskedToke
 from graftwork.domains.molecules._masking import Masking as Masking
 from graftwork.domains.molecules._masking import masked_token_loss as masked_token_loss
 from graftwork.domains.molecules._masking import predict_hidden as predict_hidden
+from graftwork.domains.molecules._pretrain import PretrainConfig as PretrainConfig
+from graftwork.domains.molecules._pretrain import pretrain as pretrain
 from graftwork.domains.molecules._probe import probe as probe
 from graftwork.domains.molecules._probe import token_counts as token_counts
 from graftwork.domains.molecules._report import NOTES as NOTES
@@ -56,6 +58,7 @@ __all__ = [
     "MoleculeData",
     "MoleculeReport",
     "MoleculeSet",
+    "PretrainConfig",
     "Split",
     "atom_tokens",
     "attention_by_distance",
@@ -67,6 +70,7 @@ __all__ = [
     "molecule_data",
     "padding_share",
     "predict_hidden",
+    "pretrain",
     "probe",
     "read_molecule_set",
     "scaffold_of",
