@@ -237,6 +237,19 @@ def test_image_folder_reads_classes_in_order(tmp_path: Path) -> None:
     assert table["file"] == ["blue/0.png", "blue/1.png", "red/0.png", "red/1.png"]
 
 
+def test_pictures_without_classes(tmp_path: Path) -> None:
+    for name in ("b.png", "a/c.JPG", ".hidden/d.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    table = image_folder(tmp_path, labelled=False)
+    assert table["file"] == ["a/c.JPG", "b.png"]
+    assert table["image"] == [b"a/c.JPG", b"b.png"]
+    assert "label" not in table
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty holds no pictures"):
+        image_folder(tmp_path / "empty", labelled=False)
+
+
 def test_faults_of_image_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         image_folder(tmp_path / "none")

@@ -58,20 +58,23 @@ def load_base(path: Path, delta: Delta, name: str | None, device: str) -> Base:
     return bases.load(made_for, device=device)
 
 
-def read_rows(path: Path, columns: Mapping[str, str], *, header: bool = True) -> Table:
+def read_rows(
+    path: Path, columns: Mapping[str, str], *, header: bool = True, labelled: bool = True
+) -> Table:
     """Return the rows of a text file, a file of arrays or a folder of pictures.
 
     Arguments:
         path: CSV, TSV, JSONL, Parquet, .npy, .npz, .safetensors, or a folder.
         columns: name in the delta's signature -> column of the file; empty: the same names.
         header: CSV and TSV: whether the first row names the columns.
+        labelled: whether a folder has one subfolder of pictures a class.
     """
     from graftwork.tasks import Table, arrays, image_folder, read
 
     existing(path, "data")
     if not path.is_dir() and path.suffix.lower() not in ARRAYS:
         return read(path, columns=columns or None, header=header)
-    table = image_folder(path) if path.is_dir() else arrays(path)
+    table = image_folder(path, labelled=labelled) if path.is_dir() else arrays(path)
     if not columns:
         return table
     return Table({name: table[old] for name, old in columns.items()}, table.source)

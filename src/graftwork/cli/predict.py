@@ -86,7 +86,7 @@ def _rows(flags: Flags, signature: Signature) -> Table:
     from graftwork.tasks import Table
 
     if flags.data is not None:
-        return read_rows(flags.data, flags.columns, header=flags.header)
+        return read_rows(flags.data, flags.columns, header=flags.header, labelled=False)
     names = signature.fields
     if signature.array is not None:
         raise InputError("the delta reads arrays or pictures: give them with --data")
@@ -103,7 +103,9 @@ def _rows(flags: Flags, signature: Signature) -> Table:
 def _lines(
     table: Table, signature: Signature, predictions: Sequence[Prediction]
 ) -> list[dict[str, Any]]:
-    inputs = table.select(signature.fields)
+    # Pictures are told by the names of their files.
+    by_name = signature.array is not None and "file" in table
+    inputs = table.select((*signature.fields, "file") if by_name else signature.fields)
     lines: list[dict[str, Any]] = []
     for record, found in zip(inputs.records(), predictions, strict=True):
         shown = {k: v for k, v in record.items() if isinstance(v, (str, int, float))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -88,27 +89,45 @@ def _load(path: Path) -> dict[str, Any]:
     )
 
 
-def image_folder(path: str | Path) -> Table:
+def image_folder(path: str | Path, *, labelled: bool = True) -> Table:
     """Return the table of a folder with one subfolder of pictures a class.
 
     Columns: "image" (the bytes of each file, decoded later by Pillow), "label" (the subfolder) and
     "file" (subfolder/name), sorted by "file".
 
+    Args:
+        path: the folder.
+        labelled: False takes all pictures in it, however deep, and gives no "label".
+
     Raises:
-        InputError: no such folder, no subfolders, or a subfolder without pictures.
+        InputError: no such folder, no subfolders, or a folder without pictures.
     """
     path = Path(path)
     if not path.is_dir():
         raise InputError(f"the image folder {path} does not exist")
+    if not labelled:
+        every = _pictures(path, path.rglob("*"))
+        names = [file.relative_to(path).as_posix() for file in every]
+        return Table({"image": [file.read_bytes() for file in every], "file": names}, path.name)
     classes = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not classes:
         raise InputError(f"{path} has no subfolders; put the pictures of each class into one")
     images, labels, files = [], [], []
     for folder in classes:
-        found = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
-        if not found:
-            raise InputError(f"{folder} holds no pictures ({', '.join(PICTURE_SUFFIXES)})")
+        found = _pictures(folder, folder.iterdir())
         images += [file.read_bytes() for file in found]
         labels += [folder.name] * len(found)
         files += [f"{folder.name}/{file.name}" for file in found]
     return Table({"image": images, "label": labels, "file": files}, path.name)
+
+
+def _pictures(folder: Path, files: Iterable[Path]) -> list[Path]:
+    found = sorted(
+        file
+        for file in files
+        if file.suffix.lower() in PICTURE_SUFFIXES
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    )
+    if not found:
+        raise InputError(f"{folder} holds no pictures ({', '.join(PICTURE_SUFFIXES)})")
+    return found

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from torch import Tensor
+
 from graftwork._errors import InputError
 from graftwork.tasks._calls import TaskBase
 from graftwork.tasks._config import TaskConfig
@@ -31,12 +35,19 @@ def check_rest(whole: Table, train: Table, config: TaskConfig) -> None:
     )
 
 
-def wrong_modality(base: TaskBase, signature: Signature, table: Table) -> str:
-    """Return what to say where a base that reads text was given pictures or arrays, or ""."""
-    if base.tokenizer is None or signature.call != "array" or signature.array is None:
-        return ""
-    if signature.array.picture:
-        what, other = "pictures", "a base for pictures, such as a vision transformer"
-    else:
-        what, other = f"arrays of shape {signature.array.shape}", "a module that takes them"
-    return f"the base reads text, but {table.source} holds {what}; give texts, or {other} (--base)"
+def cannot_call(
+    base: TaskBase, signature: Signature, table: Table, inputs: Mapping[str, Tensor], error: object
+) -> str:
+    """Return what to say where the base fails on `inputs` by `error`: the likely cause, the fix."""
+    shapes = {name: tuple(value.shape) for name, value in inputs.items()}
+    failed = f"the base cannot be called with {shapes} (call {signature.call!r}): {error}"
+    form = signature.array
+    if signature.call != "array" or form is None:
+        return failed
+    if base.tokenizer is None:
+        size = " x ".join(map(str, form.shape[1:]))
+        fix = f"; pictures are resized to {size}: set image_size (--image-size) to the base's"
+        return failed + fix if form.picture else failed
+    what = "pictures" if form.picture else f"arrays of shape {form.shape}"
+    other = "for pictures, such as a vision transformer" if form.picture else "that takes them"
+    return f"the base reads text, but {table.source} holds {what}; give texts, or a base {other}"

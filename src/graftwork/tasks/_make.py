@@ -24,7 +24,7 @@ from graftwork.tasks._comparisons import (
 from graftwork.tasks._config import TaskConfig
 from graftwork.tasks._encoded import ArrayInput
 from graftwork.tasks._evaluator import Evaluator
-from graftwork.tasks._faults import check_rest, wrong_modality
+from graftwork.tasks._faults import cannot_call, check_rest
 from graftwork.tasks._readers import read
 from graftwork.tasks._signature import Signature
 from graftwork.tasks._stream import TableStream, shard
@@ -360,11 +360,7 @@ def _width(
         with torch.no_grad():
             features = signature.features_of(base.model, ports, inputs)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        shapes = {name: tuple(value.shape) for name, value in inputs.items()}
-        raise UnsupportedError(
-            wrong_modality(base, signature, train)
-            or f"the base cannot be called with {shapes} (call {signature.call!r}): {error}"
-        ) from error
+        raise UnsupportedError(cannot_call(base, signature, train, inputs, error)) from error
     if features.dim() != 2:
         raise UnsupportedError(
             f"the base gave {tuple(features.shape)} for one row; (1, features) is needed: choose "
