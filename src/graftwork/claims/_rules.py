@@ -82,13 +82,13 @@ class Equals:
 
 @dataclass(frozen=True, slots=True)
 class AtMost:
-    """Mechanism: `metric` of every method and seed is at most `bound`."""
+    """`metric` of every method and seed is at most `bound`; a mechanism unless `kind` says else."""
 
     name: str
     sentence: str
     metric: str
     bound: float
-    kind: Literal["mechanism"] = "mechanism"
+    kind: Literal["mechanism", "difference"] = "mechanism"
 
     def rows(self, rows: Sequence[Row]) -> list[Row]:
         """Return the rows this rule reads."""
