@@ -75,21 +75,21 @@ def test_flags_override_the_yaml(tmp_path):
         "tuner: {name: diff_pruning, share: 0.01, hold: 0.3}\ntrain: {steps: 40}\n"
         "task: {header: false, columns: {sentence: '0', label: '1'}}\n"
     )
-    config, _ = read([f"--config={path}", "--tuner.share", "0.02", "--task.header", "True"])
+    config, *_ = read([f"--config={path}", "--tuner.share", "0.02", "--task.header", "True"])
     assert config.tuner == DiffPruning(share=0.02, hold=0.3)
     assert config.train.steps == 40
     assert config.task.header is True
     assert config.task.columns == {"sentence": "0", "label": "1"}
-    same, _ = read(["--config", str(path), "--tuner", "diff_pruning"])
+    same, *_ = read(["--config", str(path), "--tuner", "diff_pruning"])
     assert same.tuner == DiffPruning(share=0.01, hold=0.3)
-    other, _ = read(["--config", str(path), "--tuner", "full", "--head-lr", "1e-4"])
+    other, *_ = read(["--config", str(path), "--tuner", "full", "--head-lr", "1e-4"])
     assert other.tuner == Full(head_lr=1e-4)
 
 
 def test_every_field_is_a_flag():
     words = ["--tuner", "diff-pruning", "--groups", "neuron", "--gates", "a.*", "b.*"]
     words += ["--columns", "sentence", "text", "--keep_best", "True", "--no-such"]
-    config, _ = read(words[:-1])
+    config, *_ = read(words[:-1])
     assert config.tuner == DiffPruning(groups="neuron", gates=("a.*", "b.*"))
     assert config.task.columns == {"sentence": "text"}
     assert config.train.keep_best

@@ -38,6 +38,12 @@ def config_of(scenario: dict[str, Any]) -> RunConfig:
 
 
 def perform(scenario: dict[str, Any]) -> None:
+    if scenario.get("recipe") == "orca":
+        from tests.training.orca_toys import orca_run
+
+        prepare(scenario)
+        orca_run(config_of(scenario), resume=scenario.get("resume", False))
+        return
     base = make_base(getattr(torch, scenario.get("dtype", "float32")))
     prepare(scenario)
     adapt(
@@ -116,7 +122,10 @@ def forked(scenario: dict[str, Any]) -> list[int]:
 
 def main() -> None:
     for line in sys.stdin:
-        codes = forked(json.loads(line))
+        scenario = json.loads(line)
+        if scenario.get("recipe") == "orca":
+            import tests.training.orca_toys  # noqa: F401  before forking, as it takes seconds
+        codes = forked(scenario)
         sys.stdout.write(f"{codes[0] if len(set(codes)) == 1 else codes}\n")
         sys.stdout.flush()
 

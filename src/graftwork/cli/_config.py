@@ -21,21 +21,24 @@ from graftwork.cli._help import notes_of, with_note
 from graftwork.cli._shared import flags_of, unknown_flag
 
 
-def flag_class(kind: type, chosen: dict[str, type], extra: type) -> type:
-    """Return a dataclass of flags: the fields of `kind` with the chosen members, and of `extra`.
+def flag_class(kinds: Sequence[type], chosen: dict[str, type], extra: type) -> type:
+    """Return a dataclass of flags: the fields of `kinds` with the chosen members, and of `extra`.
 
     Arguments:
-        kind: the config.
+        kinds: the config, and what a recipe adds to it.
         chosen: field -> the concrete config it holds.
         extra: dataclass of flags that are no part of the config, such as `--json`.
     """
-    hints = typing.get_type_hints(kind, include_extras=True)
     extra_hints = typing.get_type_hints(extra, include_extras=True)
-    notes = {**notes_of(kind), **notes_of(extra)}
+    hints: dict[str, Any] = {}
+    notes = dict(notes_of(extra))
+    for kind in kinds:
+        hints |= typing.get_type_hints(kind, include_extras=True)
+        notes |= notes_of(kind)
     plain = {name: _spelt_out(hint) for name, hint in (hints | chosen).items()}
     members = [
         (field.name, with_note(hint, notes.get(field.name)), _default_of(field))
-        for group, known in ((kind, plain), (extra, extra_hints))
+        for group, known in (*((kind, plain) for kind in kinds), (extra, extra_hints))
         for field in dataclasses.fields(group)
         for hint in [known[field.name]]
     ]

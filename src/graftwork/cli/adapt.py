@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -21,7 +21,7 @@ from graftwork.cli._config import (
 from graftwork.cli._shared import emit, existing, out, parse, share, size
 
 if TYPE_CHECKING:
-    from graftwork.training import DeltaOutcome, RunConfig, RunResult
+    from graftwork.training import DeltaOutcome, OrcaConfig, RunConfig, RunResult
 
 PROG = "graftwork adapt"
 HELP = """Learn a delta for your data; the base never changes.
@@ -33,7 +33,8 @@ HELP = """Learn a delta for your data; the base never changes.
 example: graftwork adapt --base minilm --data reviews.csv --inputs sentence \\
              --tuner diff_pruning --share 0.005 --out runs/reviews
          graftwork adapt --tuner diff_pruning --print-config > run.yaml
-         graftwork adapt --config run.yaml --seed 1 --out runs/reviews-1"""
+         graftwork adapt --config run.yaml --seed 1 --out runs/reviews-1
+         graftwork adapt --recipe orca --data patients.csv --label outcome --out runs/patients"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,21 +52,29 @@ class Flags:
     YAML's, else random_mask."""
     step_name: Annotated[str, tyro.conf.arg(name="step")] = ""
     """Name of the step; default: the YAML's, else plain_sum."""
+    recipe: Literal["orca"] | None = None
+    """"orca" reads foreign data (tables of numbers and categories, series, fields) with a text
+    base: a port embeds the rows and is aligned before the tuner starts; see --align.*."""
     json: bool = False
     """Print one JSON document: {folder, delta, bytes, report, metrics, trained, steps, ...}."""
 
 
 def main(words: list[str]) -> None:
     """Run `graftwork adapt`."""
-    config, flags = read(words)
+    config, align, flags = read(words)
     if flags.print_config:
         from graftwork.training import to_tree
 
         print(commented_yaml(to_tree(config), config))
+        if align is not None:
+            print(f"align:\n{commented_yaml(asdict(align), align, 2)}")
         return
-    from graftwork.training import adapt, write_report
+    from graftwork.training import adapt, orca, write_report
 
-    result = adapt(config, resume=flags.resume)
+    if align is None:
+        result = adapt(config, resume=flags.resume)
+    else:
+        result = orca(config, align, resume=flags.resume)
     assert result.folder is not None
     document = summary(result, write_report(result.folder))
     if flags.json:
@@ -74,22 +83,23 @@ def main(words: list[str]) -> None:
         show(document)
 
 
-def read(words: list[str]) -> tuple[RunConfig, Flags]:
-    """Return the configuration that YAML and flags give, and the other flags.
+def read(words: list[str]) -> tuple[RunConfig, OrcaConfig | None, Flags]:
+    """Return the configuration that YAML and flags give, that of the recipe, and the other flags.
 
     Raises:
         UnknownNameError: an unknown flag, tuner or step.
         ConfigError: an unknown key or impossible value.
     """
-    from graftwork.training import RunConfig, from_yaml
+    from graftwork.training import OrcaFields, RunConfig
     from graftwork.tuning import TUNERS
 
-    path = value_of(words, "--config")
-    base = RunConfig() if path is None else from_yaml(existing(Path(path), "configuration"))
+    base, align = _started(words)
     base = _choose(base, words)
-    kind = flag_class(RunConfig, _chosen(base), Flags)
+    kinds = (RunConfig,) if align is None else (RunConfig, OrcaFields)
+    kind = flag_class(kinds, _chosen(base), Flags)
     names = [f.name for f in fields(RunConfig)]
-    default = kind(**{name: getattr(base, name) for name in names})
+    begun = {} if align is None else {"align": align}
+    default = kind(**{name: getattr(base, name) for name in names}, **begun)
     now = next(name for name, member in TUNERS.items() if type(base.tuner) is member)
     flags = parse(
         kind,
@@ -100,7 +110,21 @@ def read(words: list[str]) -> tuple[RunConfig, Flags]:
         registry=named_choices(),
     )
     config = RunConfig(**{name: getattr(flags, name) for name in names})
-    return config, Flags(**{f.name: getattr(flags, f.name) for f in fields(Flags)})
+    other = Flags(**{f.name: getattr(flags, f.name) for f in fields(Flags)})
+    return config, getattr(flags, "align", None), other
+
+
+def _started(words: list[str]) -> tuple[RunConfig, OrcaConfig | None]:
+    """Return what flags override: the YAML of --config, or the defaults."""
+    from graftwork.training import OrcaConfig, RunConfig, from_yaml, orca_from_yaml
+
+    path, recipe = value_of(words, "--config"), value_of(words, "--recipe")
+    if path is None:
+        return RunConfig(), OrcaConfig() if recipe == "orca" else None
+    file = existing(Path(path), "configuration")
+    if recipe != "orca":
+        return from_yaml(file), None
+    return orca_from_yaml(file)
 
 
 def summary(result: RunResult[DeltaOutcome], report: Path) -> dict[str, Any]:

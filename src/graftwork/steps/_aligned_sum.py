@@ -34,7 +34,7 @@ class AlignedSumConfig(StepConfig):
     """Looks without a distance lower by `gain` before the alignment ends; 0 never."""
     gain: float = 0.01
     """Share of the best distance that counts as lower."""
-    floor: float = 0.5
+    floor: float = 0.25
     """Share of the first separability of the classes below which they collapse: the alignment ends
     and goes back to the best look above it. 0 never."""
     sum: PlainSumConfig = field(default_factory=PlainSumConfig)

@@ -23,8 +23,10 @@ from graftwork.training._finish import measure as measure
 from graftwork.training._folder import RunFolder as RunFolder
 from graftwork.training._interrupt import RunInterrupted as RunInterrupted
 from graftwork.training._orca import OrcaConfig as OrcaConfig
+from graftwork.training._orca import OrcaFields as OrcaFields
 from graftwork.training._orca import orca as orca
 from graftwork.training._orca import orca_from_yaml as orca_from_yaml
+from graftwork.training._orca import orca_tree as orca_tree
 from graftwork.training._orca import prepare_orca as prepare_orca
 from graftwork.training._orca import with_alignment as with_alignment
 from graftwork.training._outcome import BaseOutcome as BaseOutcome
@@ -60,6 +62,7 @@ __all__ = [
     "History",
     "LogConfig",
     "OrcaConfig",
+    "OrcaFields",
     "Outcome",
     "Prepared",
     "Record",
@@ -87,6 +90,7 @@ __all__ = [
     "measure",
     "orca",
     "orca_from_yaml",
+    "orca_tree",
     "prepare_orca",
     "progress",
     "read_records",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class OrcaConfig:
 
     updates: int = 60
     """Updates of alignment, before those of the run; 0: none, naive fine-tuning."""
-    align_rate: float = 1e-2
+    align_rate: float = 3e-3
     """Learning rate of the input port while it is aligned."""
     input_rate: float = 1e-3
     """Learning rate of the input port afterwards."""
@@ -77,7 +77,7 @@ class OrcaConfig:
     """Updates between looks at distance and separability."""
     patience: int = 4
     """Looks without a lower distance before alignment ends; 0 never."""
-    floor: float = 0.5
+    floor: float = 0.25
     """Share of the first separability below which classes collapse and alignment ends."""
 
     def __post_init__(self) -> None:
@@ -101,6 +101,14 @@ class OrcaConfig:
             classes="gaussian" if self.gaussian else "samples",
             classwise=self.classwise,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrcaFields:
+    """What the configuration of a run of `orca` has beside the fields of `RunConfig`."""
+
+    align: OrcaConfig = field(default_factory=OrcaConfig)
+    """How foreign data are embedded and aligned."""
 
 
 def orca(
@@ -143,7 +151,7 @@ def orca(
         del world  # the driver shares streams out
         return prepare_orca(config, align, base or load_base(config), tables)
 
-    settings = {**to_tree(config), "align": to_plain(align, FAMILIES)}
+    settings = orca_tree(config, align)
     if tables is not None:
         settings["task"]["data"] = {name: table.digest for name, table in tables.items()}
     return run(
@@ -223,6 +231,11 @@ def orca_from_yaml(path: Path) -> tuple[RunConfig, OrcaConfig]:
         raise ConfigError(f"{path}: keys and values are needed")
     rest = {key: value for key, value in tree.items() if key != "align"}
     return from_tree(rest), from_plain(OrcaConfig, tree.get("align") or {}, FAMILIES, "align")
+
+
+def orca_tree(config: RunConfig, align: OrcaConfig) -> dict[str, Any]:
+    """Return both configs as one plain tree; `orca_from_yaml` reads it."""
+    return {**to_tree(config), "align": to_plain(align, FAMILIES)}
 
 
 def _layout(name: str | None) -> Any:

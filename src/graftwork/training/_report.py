@@ -147,6 +147,9 @@ def _groups(groups: Mapping[str, Mapping[str, float]]) -> str:
     return _table(["rows", *metrics], rows)
 
 
+_ALIGNMENT = ("distance", "separability")
+
+
 def _curves(history: Sequence[Mapping[str, Any]]) -> str:
     marks = _stage_marks(history)
     last = max((float(row["step"]) for row in history if "step" in row), default=0.0)
@@ -185,6 +188,15 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> str:
                 marks=marks,
                 x_last=last,
             ),
+        )
+    )
+    aligned = [Series(n, _column(history, n), tone=i) for i, n in enumerate(_ALIGNMENT)]
+    charts.append(
+        _figure(
+            "Alignment",
+            "Distance of the embedded rows to what the base knows, and the share of their variance "
+            "that lies between classes: it must not fall to 0.",
+            line_chart("alignment", [s for s in aligned if s.points], marks=marks[1:], x_last=last),
         )
     )
     density = _column(history, "density")

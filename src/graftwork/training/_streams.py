@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from graftwork._errors import ConfigError, UnsupportedError
-from graftwork.tasks import Stream, TableStream, Task
+from graftwork.tasks import Stream, TableStream, Task, shard
 from graftwork.training._distributed import World
 from graftwork.training._trainee import part
 
@@ -19,14 +19,7 @@ def share_out(task: Task, world: World) -> None:
     Raises:
         UnsupportedError: a stream of an unknown kind, with several processes.
     """
-    for name, stream in task.streams.items():
-        if hasattr(stream, "rank") and hasattr(stream, "world"):
-            stream.rank, stream.world = world.rank, world.size
-        elif world.size > 1:
-            raise UnsupportedError(
-                f"stream {name!r} ({type(stream).__name__}) has no `rank` and `world`, so its "
-                "batches cannot be shared out over several processes"
-            )
+    shard(task.streams, world.rank, world.size)
 
 
 def rebatch(stream: Stream, batch_size: int) -> None:

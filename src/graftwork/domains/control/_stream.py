@@ -70,6 +70,10 @@ class ReplayStream:
         """SHA-256 (hex) of the data."""
         return self.data.digest
 
+    def shard(self, rank: int, world: int) -> None:
+        """Draw rows rank, rank + world, ... of each batch from now on."""
+        self.rank, self.world = rank, world
+
     def draw(self) -> Batch:
         """Return the next batch: rows `rank::world` of it."""
         key = derive(self.seed, "replay", self.name, self.index)
