@@ -1,13 +1,24 @@
-"""The state of an Adam optimiser as named tensors."""
+"""Adam, and its state as named tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from graftwork.errors import TrainingError
+
+
+def adam(settings: Any, rate: float = 1e-3) -> torch.optim.Adam:
+    """Return Adam at its usual constants, all parameters in one pass.
+
+    Args:
+        settings: parameters, or groups of them with rates of their own.
+        rate: where a group has none of its own.
+    """
+    return torch.optim.Adam(settings, lr=rate, fused=True)
 
 
 def adam_tensors(optimiser: torch.optim.Adam) -> dict[str, Tensor]:
@@ -36,9 +47,7 @@ def load_adam(optimiser: torch.optim.Adam, tensors: Mapping[str, Tensor], name: 
                 f"the optimiser state of {name}.{index} has the shape {tuple(value.shape)}, its "
                 f"parameter {tuple(parameter.shape)}; was the configuration changed?"
             )
-        # Adam keeps its count on the CPU
-        device = "cpu" if key == "step" else parameter.device
-        optimiser.state[parameter][key] = value.to(device, copy=True)
+        optimiser.state[parameter][key] = value.to(parameter.device, copy=True)
 
 
 def _parameters(optimiser: torch.optim.Adam) -> list[torch.nn.Parameter]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from torch import nn
 
@@ -40,7 +40,7 @@ class PolicyOutcome(Outcome):
         return made
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
+    def read(cls, folder: Path) -> PolicyOutcome:
         """Return what `write` wrote."""
         kind: type[BaseOutcome | DeltaOutcome] = DeltaOutcome
         if (folder / "base").is_dir():

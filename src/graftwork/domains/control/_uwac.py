@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from graftwork.domains.control._adam import adam_tensors, load_adam
+from graftwork.domains.control._adam import adam, adam_tensors, load_adam
 from graftwork.domains.control._behaviour import PRIOR_CLIP, BehaviourModel
 from graftwork.domains.control._critics import CriticConfig, candidate_moments, moments
 from graftwork.domains.control._draws import Draws
@@ -192,15 +192,15 @@ class ActorCritic(Step):
         config = self.config
         if not self._optimisers:
             self._optimisers = {
-                "critics": torch.optim.Adam(self.critics.parameters(), config.critic_lr),
-                "behaviour": torch.optim.Adam(self.behaviour.parameters(), config.behaviour_lr),
-                "dual": torch.optim.Adam([self.log_multiplier], config.dual_lr),
+                "critics": adam(self.critics.parameters(), config.critic_lr),
+                "behaviour": adam(self.behaviour.parameters(), config.behaviour_lr),
+                "dual": adam([self.log_multiplier], config.dual_lr),
             }
         self._roles = {}
         for group in groups:
             self._roles.setdefault(group.role, []).extend(group.parameters)
         settings = [{"params": ps, "lr": rates[role]} for role, ps in self._roles.items()]
-        self._optimisers["policy"] = torch.optim.Adam(settings)
+        self._optimisers["policy"] = adam(settings)
 
     def update(self, context: Context) -> dict[str, float]:
         """Draw, take all gradients, then step all optimisers, then move the targets.
