@@ -13,6 +13,7 @@ from torch import Tensor
 from graftwork._errors import ConfigError, InputError
 from graftwork.objectives import (
     DatasetDistance,
+    dataset_distance,
     exact_w2,
     gaussian_w2,
     kernel_mmd,
@@ -229,3 +230,19 @@ def test_what_does_not_fit_is_named() -> None:
 def test_unknown_choices_are_errors(wrong) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         DatasetDistance(**wrong)
+
+
+def test_an_estimate_covers_the_whole_and_narrows_with_rows() -> None:
+    first, second = _sets(9, rows=(60, 90))
+    whole = DatasetDistance(solver="exact")(first, second).item()
+    every = dataset_distance(first, second, rows=100, draws=3)
+    assert every.draws == (pytest.approx(whole),) * 3
+    few, many = (dataset_distance(first, second, rows=n, draws=15) for n in (10, 50))
+    assert many.high - many.low < few.high - few.low
+    assert few.low <= few.value <= few.high
+    # transport between small samples is larger
+    assert whole < many.value < few.value
+    assert dataset_distance(first, second, rows=10, draws=15) == few
+    assert dataset_distance(first, second, rows=10, draws=15, seed=1) != few
+    with pytest.raises(ConfigError, match="draws"):
+        dataset_distance(first, second, draws=0)

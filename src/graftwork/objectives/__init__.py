@@ -13,6 +13,8 @@ from graftwork.objectives._binary_cross_entropy import (
 from graftwork.objectives._cross_entropy import cross_entropy as cross_entropy
 from graftwork.objectives._dataset_distance import DatasetDistance as DatasetDistance
 from graftwork.objectives._dataset_distance import Labelled as Labelled
+from graftwork.objectives._estimate import DistanceEstimate as DistanceEstimate
+from graftwork.objectives._estimate import dataset_distance as dataset_distance
 from graftwork.objectives._feature_distances import kernel_mmd as kernel_mmd
 from graftwork.objectives._feature_distances import pairwise_l2 as pairwise_l2
 from graftwork.objectives._label_distance import exact_w2 as exact_w2
@@ -31,6 +33,7 @@ __all__ = [
     "Align",
     "DatasetDistance",
     "Distance",
+    "DistanceEstimate",
     "DistanceName",
     "Kernel",
     "Labelled",
@@ -40,6 +43,7 @@ __all__ = [
     "absolute_error",
     "binary_cross_entropy",
     "cross_entropy",
+    "dataset_distance",
     "exact_w2",
     "gaussian_w2",
     "kernel_mmd",
