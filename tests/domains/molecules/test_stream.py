@@ -72,6 +72,14 @@ def test_every_row_once_an_epoch_from_one_bucket_a_batch(tokenizer: object) -> N
     assert orders[0] != orders[1]
 
 
+def test_small_buckets_join_their_neighbours(tokenizer: object) -> None:
+    made = stream(tokenizer, buckets=tuple(range(4, 120)), batch_size=8)
+    sizes = [len(made.draw().rows) for _ in range(made.batches)]
+    assert sum(sizes) == len(made)
+    assert min(sizes) >= 4
+    assert max(sizes) <= 8
+
+
 def test_draw_is_a_function_of_seed_and_index(tokenizer: object) -> None:
     made = stream(tokenizer)
     batches = [made.draw() for _ in range(2 * made.batches)]

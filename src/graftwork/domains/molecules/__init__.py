@@ -31,6 +31,7 @@ from graftwork.domains.molecules._splits import SPLITS as SPLITS
 from graftwork.domains.molecules._splits import Split as Split
 from graftwork.domains.molecules._splits import split_molecules as split_molecules
 from graftwork.domains.molecules._stream import BUCKETS as BUCKETS
+from graftwork.domains.molecules._stream import PUBLISHED_BUCKETS as PUBLISHED_BUCKETS
 from graftwork.domains.molecules._stream import MaskedStream as MaskedStream
 from graftwork.domains.molecules._stream import padding_share as padding_share
 from graftwork.domains.molecules._tokenizer import MAX_LENGTH as MAX_LENGTH
@@ -46,6 +47,7 @@ __all__ = [
     "MOLECULE_SETS",
     "NOTES",
     "PROBLEMS",
+    "PUBLISHED_BUCKETS",
     "SMILES_PATTERN",
     "SPLITS",
     "AttentionMap",

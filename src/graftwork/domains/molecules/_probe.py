@@ -47,6 +47,8 @@ def probe(
             f"labelled rows of the parts: {[len(rows) for rows in parts]}; none may be 0"
         )
     train, valid, test = parts
+    # float64: features of a base are nearly dependent, which float32 does not bear
+    features = features.astype(np.float64)
     mean, deviation = features[train].mean(0), features[train].std(0)
     scaled = (features - mean) / np.where(deviation > 0, deviation, 1.0)
     best: tuple[float, float, Any] | None = None

@@ -19,8 +19,11 @@ from graftwork.domains.molecules._masking import Masking
 from graftwork.errors import InputError
 from graftwork.tasks import Batch, permutation, words
 
-BUCKETS = (42, 66, 122)
+PUBLISHED_BUCKETS = (42, 66, 122)
 """Token counts at which the published buckets begin: < 42, 42-65, 66-121, >= 122."""
+BUCKETS = (*range(16, 80, 8), *range(80, 208, 16))
+"""Finer ones: of 64 molecules of the HIV set up to 80 tokens, 8.5 % of the positions are padding;
+24 % in the published buckets, 50 % without."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -41,7 +44,7 @@ class MaskedStream:
         name: the stream's name; part of the key of its draws.
         batch_size: most rows of a batch, over all processes together.
         buckets: token counts, the two ends counted, at which the next bucket begins; () for one
-            bucket.
+            bucket. A bucket with fewer rows than a batch joins the next.
         masking: which tokens are hidden, and how.
         seed: of order and hidden tokens.
 
@@ -76,7 +79,8 @@ class MaskedStream:
         encoded = self.tokenizer(list(self.smiles), truncation=True, return_attention_mask=False)
         self._ids = [np.asarray(ids, dtype=np.int64) for ids in encoded["input_ids"]]
         of_row = np.searchsorted(self.buckets, self.lengths, side="right")
-        self._rows = [np.flatnonzero(of_row == bucket) for bucket in np.unique(of_row)]
+        rows = [np.flatnonzero(of_row == bucket) for bucket in np.unique(of_row)]
+        self._rows = _joined(rows, self.batch_size)
         content = hashlib.sha256()
         for ids in self._ids:
             content.update(ids.tobytes())
@@ -196,6 +200,21 @@ class MaskedStream:
         if bytes(state["digest"].tolist()).hex() != self.digest:
             raise InputError(f"the molecules of stream {self.name!r} changed since the checkpoint")
         self.seek(int(state["index"]))
+
+
+def _joined(buckets: list[NDArray[np.int64]], least: int) -> list[NDArray[np.int64]]:
+    """Return neighbouring buckets joined until each has `least` rows, or all in one."""
+    out: list[NDArray[np.int64]] = []
+    held = np.empty(0, dtype=np.int64)
+    for rows in buckets:
+        held = np.concatenate((held, rows))
+        if len(held) >= least:
+            out.append(held)
+            held = held[:0]
+    if len(held):
+        held = np.concatenate((out.pop(), held)) if out else held
+        out.append(held)
+    return out
 
 
 def padding_share(lengths: NDArray[np.int64], batches: Sequence[NDArray[np.int64]]) -> float:
