@@ -88,19 +88,21 @@ def test_scores_off_the_policy_depend_on_nothing_but_the_seed():
 
 
 def test_rollouts_add_up_rewards_of_clipped_actions():
-    found = rollout(Walk(), lambda o: np.asarray([3.0, 0.5]), episodes=2, seed=7, pictures=True)
+    found = rollout(Walk(), lambda o: np.asarray([3.0, 0.5]), episodes=2, seed=7, pictures=1)
     assert (found.returns, found.successes) == ((4.5, 4.5), (False, True))
     assert [int(frame[0, 0, 0]) for frame in found.frames] == [0, 1, 2]
+    every = rollout(Walk(), lambda o: np.zeros(2), pictures=2).frames
+    assert [int(frame[0, 0, 0]) for frame in every] == [0, 2]
     with pytest.raises(InputError, match=r"actions of shape \(3,\), the environment wants \(2,\)"):
         rollout(Walk(), lambda o: o)
 
 
 def test_a_film_can_be_read_back(tmp_path):
     imageio = pytest.importorskip("imageio.v3")
-    frames = rollout(Walk(), lambda o: np.zeros(2), pictures=True).frames
+    frames = rollout(Walk(), lambda o: np.zeros(2), pictures=1).frames
     film = write_video([np.tile(f * 80, (8, 8, 1)) for f in frames], tmp_path / "film.gif")
     assert imageio.imread(film, index=None).shape == (3, 32, 48, 3)
-    with pytest.raises(InputError, match="pictures=True"):
+    with pytest.raises(InputError, match="pictures=1"):
         write_video(Rollouts((), ()).frames, tmp_path / "none.gif")
 
 

@@ -73,7 +73,7 @@ def make_environment(name: str, *, horizon: int | None = None, pictures: bool = 
 
 
 def rollout(
-    environment: Any, act: Actor, *, episodes: int = 1, seed: int = 0, pictures: bool = False
+    environment: Any, act: Actor, *, episodes: int = 1, seed: int = 0, pictures: int = 0
 ) -> Rollouts:
     """Act in `environment` for some episodes.
 
@@ -82,7 +82,8 @@ def rollout(
         act: chooses actions; they are clipped to the environment's box.
         episodes: episode i begins with seed `seed + i`.
         seed: of the environment.
-        pictures: whether each step of the first episode is drawn.
+        pictures: the first episode is drawn every that many steps; 0 draws nothing. Without a
+            graphics card a picture takes far longer than a step.
 
     Raises:
         InputError: an action of another shape than the environment's.
@@ -91,9 +92,9 @@ def rollout(
     returns, successes, frames = [], [], []
     for episode in range(episodes):
         observation, _ = environment.reset(seed=seed + episode)
-        total, success, done = 0.0, False, False
+        total, success, done, step = 0.0, False, False, 0
         while not done:
-            if pictures and episode == 0:
+            if pictures and episode == 0 and step % pictures == 0:
                 frames.append(np.asarray(environment.render(), dtype=np.uint8))
             action = np.asarray(act(observation))
             if action.shape != box.shape:
@@ -104,7 +105,7 @@ def rollout(
             observation, reward, ended, cut, info = environment.step(
                 np.clip(action, box.low, box.high)
             )
-            total += float(reward)
+            total, step = total + float(reward), step + 1
             success = success or bool(info.get("success", False))
             done = bool(ended or cut)
         returns.append(total)
@@ -130,7 +131,7 @@ def normalised(name: str, value: float) -> float:
     return 100.0 * (value - low) / (high - low)
 
 
-def write_video(frames: Sequence[Frame], path: str | Path, *, rate: int = 30) -> Path:
+def write_video(frames: Sequence[Frame], path: str | Path, *, rate: int = 25) -> Path:
     """Write pictures as a film: `.gif`, or `.mp4` and other formats of ffmpeg.
 
     Args:
@@ -143,7 +144,7 @@ def write_video(frames: Sequence[Frame], path: str | Path, *, rate: int = 30) ->
         MissingDependencyError: imageio is not installed.
     """
     if not len(frames):
-        raise InputError("no pictures to write; roll out with pictures=True")
+        raise InputError("no pictures to write; roll out with pictures=1")
     try:
         import imageio.v3 as imageio
     except ImportError as error:

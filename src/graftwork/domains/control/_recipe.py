@@ -108,6 +108,12 @@ class PolicyRun:
     def __post_init__(self) -> None:
         if self.method not in ("uwac", "bear", "bc"):
             raise ConfigError(f"method: 'uwac', 'bear' or 'bc', not {self.method!r}")
+        critics = self.step.critics
+        if critics.observations or critics.actions or self.step.seed:
+            raise ConfigError(
+                "step.critics.observations and .actions come from the data, step.seed from the "
+                "run's seed: leave them as they are"
+            )
         if self.train.batch_size is not None:
             raise ConfigError("train.batch_size: set batch_size beside it instead")
 
