@@ -156,15 +156,15 @@ def run(scale: Scale, seed: int, data: Path | None, progress: Progress) -> list[
     log = read_log(DOOR.find(data)) if sizes.door else made_log(seed)
     for name, config in methods(sizes).items():
         step, history = learn(config, sizes, log, seed)
-        final = _final(history)
+        last = final(history)
         auroc = told_apart(step, log, sizes.rows, seed)
-        final |= {"log10 target Q": math.log10(max(final["target Q"], 1.0)), "AUROC": auroc}
-        rows += [Row(SETTING, name, metric, seed, value) for metric, value in final.items()]
+        last |= {"log10 target Q": math.log10(max(last["target Q"], 1.0)), "AUROC": auroc}
+        rows += [Row(SETTING, name, metric, seed, value) for metric, value in last.items()]
         if config.weighting != "none":
-            rows.append(Row(SETTING, name, "bounded Q", seed, final["target Q"]))
+            rows.append(Row(SETTING, name, "bounded Q", seed, last["target Q"]))
         progress(
-            f"seed {seed}, {name}: target Q {final['target Q']:.3g}, weight {final['weight']:.2f}, "
-            f"MMD {final['MMD']:.2f}, AUROC {auroc:.2f}"
+            f"seed {seed}, {name}: target Q {last['target Q']:.3g}, weight {last['weight']:.2f}, "
+            f"MMD {last['MMD']:.2f}, AUROC {auroc:.2f}"
         )
     rows.append(Row(SETTING, "chance", "AUROC", seed, 0.5))
     return rows
@@ -182,7 +182,7 @@ def curve(history: History, every: int = 100) -> list[dict[str, float]]:
     return out
 
 
-def _final(history: History) -> dict[str, float]:
+def final(history: History) -> dict[str, float]:
     """Return means over the last updates of a history."""
     records = [r for r in history.records if "target_q" in r][-LAST:]
     shown = {"target Q": "target_q", "weight": "weight", "MMD": "mmd", "variance": "variance"}

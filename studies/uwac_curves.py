@@ -1,0 +1,93 @@
+"""Target Q, weights and MMD of the claim `uwac` over its updates, as numbers and as a drawing.
+
+    python studies/uwac_curves.py run --seeds 0 1 2 --data DIR   # some minutes a seed on two cores
+    python studies/uwac_curves.py plot                           # docs/uwac-curves.svg from them
+
+A seed that the file of results holds already is left alone, so that a stopped study goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from graftwork.claims import uwac
+from graftwork.domains.control import read_log
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "uwac_curves.json"
+DRAWING = HERE.parent / "docs" / "uwac-curves.svg"
+SCALE = "quick"
+
+
+def measure(seed: int, data: Path | None) -> dict[str, Any]:
+    """Return curve, final figures and seconds of every method for one seed."""
+    sizes = uwac.SCALES[SCALE]
+    log = read_log(uwac.DOOR.find(data))
+    found: dict[str, Any] = {}
+    for name, config in uwac.methods(sizes).items():
+        began = time.perf_counter()
+        step, history = uwac.learn(config, sizes, log, seed)
+        found[name] = {
+            "seconds": round(time.perf_counter() - began, 1),
+            "final": uwac.final(history),
+            "AUROC": uwac.told_apart(step, log, sizes.rows, seed),
+            "curve": uwac.curve(history),
+        }
+        print(seed, name, found[name]["seconds"], found[name]["final"], found[name]["AUROC"])
+    return found
+
+
+def plot(results: dict[str, Any]) -> None:
+    """Draw the median over seeds and their range, of target Q, weight and MMD."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams |= {"svg.hashsalt": "uwac", "font.size": 9}
+    from statistics import median
+
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    shown = {"target_q": "mean target Q", "weight": "mean weight", "mmd": "MMD before the tanh"}
+    for axis, (key, label) in zip(axes, shown.items(), strict=True):
+        for name in next(iter(results.values())):
+            curves = [seed[name]["curve"] for seed in results.values()]
+            steps = [point["step"] for point in curves[0]]
+            rows = list(zip(*([p[key] for p in c] for c in curves), strict=True))
+            (line,) = axis.plot(steps, [median(row) for row in rows], label=name, linewidth=1.4)
+            low, high = ([pick(row) for row in rows] for pick in (min, max))
+            axis.fill_between(steps, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
+        axis.set_xlabel("updates")
+        axis.set_title(label, fontsize=10)
+        axis.grid(alpha=0.25)
+    axes[0].set_yscale("symlog", linthresh=10)
+    axes[0].axhline(2000, color="0.5", linestyle=":", linewidth=1)
+    axes[0].annotate("most that rewards allow", (0, 2100), color="0.4", fontsize=8)
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.savefig(DRAWING, metadata={"Date": None, "Creator": None})
+    print(DRAWING)
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("what", choices=("run", "plot"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--data", type=Path)
+    words = parser.parse_args()
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    if words.what == "plot":
+        plot(results)
+        return
+    for seed in words.seeds:
+        if str(seed) not in results:
+            results[str(seed)] = measure(seed, words.data)
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
