@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 from graftwork._errors import ConfigError
 from graftwork.bases import Base
@@ -19,6 +19,8 @@ from graftwork.bases import load as load_base
 from graftwork.deltas import Delta, content_hash, load, save
 from graftwork.training._files import new_folder
 from graftwork.training._recorder import Record
+
+DELTA_FILE, BASE_FOLDER = "delta.safetensors", "base"
 
 
 class Outcome(ABC):
@@ -34,8 +36,12 @@ class Outcome(ABC):
 
     @classmethod
     @abstractmethod
-    def read(cls, folder: Path) -> Self:
+    def read(cls: type[OutcomeT], folder: Path) -> OutcomeT:
         """Return what `write` wrote."""
+
+
+# In place of `typing.Self`, which run-time checks of single methods cannot read.
+OutcomeT = TypeVar("OutcomeT", bound=Outcome)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +60,7 @@ class DeltaOutcome(Outcome):
         return {"file": DELTA_FILE, "bytes": size, "content": content_hash(self.delta)}
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
+    def read(cls, folder: Path) -> DeltaOutcome:
         """Return the delta of a finished run."""
         return cls(load(folder / DELTA_FILE))
 
@@ -82,13 +88,9 @@ class BaseOutcome(Outcome):
         return {"file": BASE_FOLDER, "bytes": size}
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
+    def read(cls, folder: Path) -> BaseOutcome:
         """Return the base of a finished run."""
         return cls(base=load_base(folder / BASE_FOLDER))
-
-
-DELTA_FILE, BASE_FOLDER = "delta.safetensors", "base"
-OutcomeT = TypeVar("OutcomeT", bound=Outcome)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
