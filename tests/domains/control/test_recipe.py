@@ -21,6 +21,7 @@ from graftwork.domains.control import (
     train_policy,
 )
 from graftwork.errors import ConfigError, InputError, StorageError
+from graftwork.tasks import predict
 from graftwork.training import BaseOutcome, DeltaOutcome, LogConfig, TrainConfig
 from graftwork.tuning import DiffPruning, RandomMask
 
@@ -91,6 +92,8 @@ def test_a_policy_is_adapted_by_a_delta(tmp_path, method, tuner):
     assert torch.equal(again.module(before)(x), module(x))
     with pytest.raises(InputError, match="give the base"):
         again.module()
+    vector = predict(before, delta, [{"observation": x[0].numpy()}])[0].vector
+    assert vector == pytest.approx(module(x[:1])[0].tolist())
 
 
 def test_a_delta_of_cloning_imitates_better_than_its_base(tmp_path):
@@ -148,6 +151,8 @@ def test_critics_come_back_with_the_same_bits(tmp_path):
 def test_settings_are_checked(tmp_path):
     with pytest.raises(ConfigError, match="method: 'uwac', 'bear' or 'bc', not 'cql'"):
         settings(tmp_path, method="cql")
+    with pytest.raises(ConfigError, match="beside the last critics"):
+        settings(tmp_path, train=TrainConfig(keep_best=True, eval_every=1))
     with pytest.raises(ConfigError, match="set batch_size beside it"):
         settings(tmp_path, train=TrainConfig(batch_size=3))
     with pytest.raises(InputError, match="no file 'a toy'"):

@@ -114,6 +114,11 @@ class PolicyRun:
                 "step.critics.observations and .actions come from the data, step.seed from the "
                 "run's seed: leave them as they are"
             )
+        if self.train.keep_best and self.method != "bc":
+            raise ConfigError(
+                "train.keep_best would bring back an earlier policy beside the last critics, which "
+                "choose its actions; leave it out, or stop earlier by train.patience"
+            )
         if self.train.batch_size is not None:
             raise ConfigError("train.batch_size: set batch_size beside it instead")
 
