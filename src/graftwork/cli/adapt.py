@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -122,9 +123,10 @@ def _started(words: list[str]) -> tuple[RunConfig, OrcaConfig | None]:
     if path is None:
         return RunConfig(), OrcaConfig() if recipe == "orca" else None
     file = existing(Path(path), "configuration")
-    if recipe != "orca":
-        return from_yaml(file), None
-    return orca_from_yaml(file)
+    # The YAML of such a run says by its key "align" what recipe it is of.
+    if recipe == "orca" or re.search(r"^align:", file.read_text(errors="replace"), re.MULTILINE):
+        return orca_from_yaml(file)
+    return from_yaml(file), None
 
 
 def summary(result: RunResult[DeltaOutcome], report: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from graftwork._errors import ConfigError, InputError
 from graftwork.bases import Base
@@ -53,7 +53,7 @@ class OrcaConfig:
     """Learning rate of the input port afterwards."""
     positions: int = 16
     """Most positions of the base that a row becomes."""
-    layout: str | None = None
+    layout: Literal["series", "field"] | None = None
     """What arrays with two axes are: "series" (channels, length) or "field"; empty: a field."""
     distance: DistanceName = "otdd"
     """"otdd": optimal transport of rows and classes; "mmd" and "l2" look at rows only."""
@@ -171,7 +171,7 @@ def prepare_orca(
     task = foreign_task(
         base,
         config.task,
-        ForeignInput(positions=align.positions, layout=_layout(align.layout)),
+        ForeignInput(positions=align.positions, layout=align.layout),
         tables=tables,
         batch_size=config.train.batch_size or 32,
         seed=config.seed,
@@ -236,10 +236,6 @@ def orca_from_yaml(path: Path) -> tuple[RunConfig, OrcaConfig]:
 def orca_tree(config: RunConfig, align: OrcaConfig) -> dict[str, Any]:
     """Return both configs as one plain tree; `orca_from_yaml` reads it."""
     return {**to_tree(config), "align": to_plain(align, FAMILIES)}
-
-
-def _layout(name: str | None) -> Any:
-    return name
 
 
 def _source(base: Base, align: OrcaConfig, seed: int) -> SourceFeatures | None:
