@@ -213,6 +213,7 @@ def test_the_folder_holds_both_configs(tmp_path: Path) -> None:
         orca_from_yaml(path)
 
 
+@pytest.mark.slow
 def test_law10_kill_while_aligning_and_while_refining_then_resume(tmp_path: Path, run: Run) -> None:
     orca_case = {"recipe": "orca"}
     points = (2, 6, 8, 12)
@@ -227,6 +228,7 @@ def test_law10_kill_while_aligning_and_while_refining_then_resume(tmp_path: Path
     assert len({path.read_bytes() for path in files}) == 1
 
 
+@pytest.mark.slow
 def test_law10_two_processes_give_the_delta_of_one(tmp_path: Path, run: Run) -> None:
     one = {"out": str(tmp_path / "one"), "recipe": "orca", "train": {"dropout": False}}
     assert run(one, {**one, "out": str(tmp_path / "two"), "processes": 2}) == [0, 0]
