@@ -65,9 +65,10 @@ class PretrainConfig:
     start_from: str | None = None
     """Folder of a base to go on from, with its tokenizer and sizes; None starts anew."""
     model: MolformerConfig = field(
-        default_factory=lambda: MolformerConfig(width=128, layers=4, heads=4)
+        default_factory=lambda: MolformerConfig(width=128, layers=4, heads=4, redraw="never")
     )
-    """Sizes of a new model; `vocab_size` is set from the data."""
+    """Sizes of a new model; `vocab_size` is set from the data. One Omega for all calls: with a
+    fresh one each call, a small model learns more slowly (see the documentation for figures)."""
     stereo: bool = False
     """Whether stereochemistry and isotopes are kept. The published model has neither."""
     max_length: int = MAX_LENGTH
