@@ -22,6 +22,8 @@ LABELS = torch.arange(12) % 3
 class Toy:
     """A context over one port."""
 
+    where = "step 1"
+
     def __init__(self, distance: Any, rate: float = 0.05, steps: int = 40) -> None:
         torch.manual_seed(0)
         self.port = Patches(1, [2], 4)

@@ -134,7 +134,7 @@ def test_nan_loss_stops_and_names_step_and_row() -> None:
     task = replace(task, objectives={"task": poisoned(after=3)})
     rows = [task.streams["train"].draw().rows[1].item() for _ in range(4)]
     task.streams["train"].seek(0)  # type: ignore[attr-defined]
-    message = rf"stage 'fixed mask', step 3: the loss of row\(s\) {rows[3]} of the data is NaN"
+    message = rf"stage 'fixed mask', step 4: the loss of row\(s\) {rows[3]} of the data is NaN"
     with pytest.raises(TrainingError, match=message):
         fit(adaptation, task, TrainConfig(steps=9))
 

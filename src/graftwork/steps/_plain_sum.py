@@ -182,8 +182,8 @@ class PlainSum(Step):
         for (role, parameters), norm in zip(roles.items(), numbers[1:], strict=True):
             if not math.isfinite(norm):
                 raise TrainingError(
-                    f"stage {context.stage.name!r}, step {context.index}: the gradient norm of the "
-                    f"{role} is {norm} although the loss is {numbers[0]:g}; lower its learning rate"
+                    f"{context.where}: the gradient norm of the {role} is {norm} although the loss "
+                    f"is {numbers[0]:g}; lower its learning rate"
                 )
             limit = context.stage.clip
             if limit is not None and norm > limit:

@@ -32,6 +32,10 @@ class Context(Protocol):
     """The objectives of this stage by name; "task" is the main one."""
 
     @property
+    def where(self) -> str:
+        """Stage and step of the run, for messages."""
+
+    @property
     def model(self) -> Model:
         """What objectives get: batch -> outputs. A step with losses of its own calls it."""
 

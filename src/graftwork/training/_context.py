@@ -54,6 +54,7 @@ class RunContext:
         stage: the present stage, with its learning rates.
         place: number of the stage, updates done in it, updates that it will have.
         settings: the same for all stages.
+        before: updates done in earlier stages.
     """
 
     def __init__(
@@ -63,10 +64,11 @@ class RunContext:
         stage: Stage,
         place: tuple[int, int, int],
         settings: Settings,
+        before: int = 0,
     ) -> None:
         self.trainee, self.task, self.stage = trainee, task, stage
         self.number, self.index, self.steps = place
-        self.settings = settings
+        self.settings, self.before = settings, before
         self.accumulate = settings.accumulate
         self.objectives: Mapping[str, Objective] = _of_stage(task, stage)
 
@@ -82,8 +84,8 @@ class RunContext:
 
     @property
     def where(self) -> str:
-        """The place of the run, for messages."""
-        return f"stage {self.stage.name!r}, step {self.index}"
+        """Stage and step of the run, counted from 1 as checkpoints and metrics do."""
+        return f"stage {self.stage.name!r}, step {self.before + self.index + 1}"
 
     def draw(self, stream: str = "train") -> Batch:
         """Draw the next batch of a stream (this process's rows of it)."""

@@ -197,9 +197,9 @@ class _Driver:
         if batch_size := stage.batch_size or self.batch_size:
             rebatch(self.task.streams["train"], batch_size)
         self.trainee.train(stage.learning_rates, dropout=config.dropout)
-        context = RunContext(
-            self.trainee, self.task, stage, (place.stage, place.index, steps), self.settings
-        )
+        where = (place.stage, place.index, steps)
+        before = place.step - place.index
+        context = RunContext(self.trainee, self.task, stage, where, self.settings, before)
         self.step.begin(context)
         if checkpoint is not None:
             self.step.load_tensors(part(checkpoint.tensors, "step/"))

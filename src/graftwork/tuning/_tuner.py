@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from graftwork.deltas import BaseLike, Update
 
 Role = str
-"""What trainable values are: "values", "gates", "head"; a port or a part of a module by its name."""
+"""What trainable values are: "values", "gates", "head", or a port or part of a module by name."""
 StoredType = Literal["float16", "bfloat16", "float32", "float64", "int8"]
 
 

@@ -279,7 +279,7 @@ def test_a_loss_that_is_no_number_stops_before_anything_moves():
         step.critics.biases[0].fill_(math.inf)
         step.critics.weights[1].zero_()
     before = context.state()
-    with pytest.raises(TrainingError, match=r"stage 'train', step 0: loss is (nan|inf)"):
+    with pytest.raises(TrainingError, match=r"stage 'train', step 1: loss is (nan|inf)"):
         step.update(context)
     assert all(torch.equal(a, b) for a, b in zip(before, context.state(), strict=True))
 
@@ -289,13 +289,18 @@ def test_a_loss_that_is_no_number_stops_before_anything_moves():
     [
         ({"copies": 1}, "needs a variance: dropout above 0 and 2 copies or more, not 0.1 and 1"),
         ({"copies": 0}, "1 or more"),
-        ({"weighting": "linear"}, "not 'linear'"),
         ({"discount": 1.0}, r"discount in \[0, 1\)"),
     ],
 )
 def test_settings_out_of_range_are_named(change, message):
     with pytest.raises(ConfigError, match=message):
         config(**change)
+
+
+@pytest.mark.usefixtures("untyped")
+def test_an_unknown_weighting_is_named():
+    with pytest.raises(ConfigError, match="not 'linear'"):
+        config(weighting="linear")
 
 
 def test_a_stage_that_trains_no_policy_is_refused():

@@ -17,6 +17,7 @@ from graftwork.domains.control import (
     from_log,
 )
 from graftwork.models import PolicyConfig
+from graftwork.objectives import Objective
 from graftwork.tasks import Batch
 from graftwork.tuning import Group, Stage
 
@@ -50,7 +51,7 @@ def config(shape: CriticConfig | None = None, **more) -> ActorCriticConfig:
 class Context:
     """What a step sees of a run: a whole policy and a stream of logged rows."""
 
-    index, steps, accumulate = 0, 100, 1
+    index, steps, accumulate, where = 0, 100, 1, "stage 'train', step 1"
     objectives: dict[str, object] = {}  # noqa: RUF012
 
     def __init__(self, *, batch_size: int = 6, clip: float | None = None, seed: int = 0) -> None:
@@ -78,6 +79,21 @@ class Context:
 
     def reduce(self, tensors: Iterable[Tensor]) -> None:
         list(tensors)
+
+    def losses(self, objective: Objective, batch: Batch) -> Tensor:
+        return objective(self.model, batch)
+
+    def grad(self, objective: Objective, batch: Batch, *, eval_mode: bool = False) -> list[Tensor]:
+        raise NotImplementedError
+
+    def measure(self, stream: str = "eval") -> dict[str, float]:
+        return {}
+
+    def fork(self) -> object:
+        return self.state()
+
+    def restore(self, fork: object) -> None:
+        raise NotImplementedError
 
     def state(self) -> list[Tensor]:
         return [p.detach().clone() for p in self.policy.parameters()]

@@ -339,17 +339,18 @@ class ActorCritic(Step):
         return ours, mmd(theirs, ours, kernel=config.kernel, sigma=config.sigma)
 
     def _check(self, context: Context, named: Mapping[str, float]) -> None:
-        where = f"stage {context.stage.name!r}, step {context.index}"
         for name, value in named.items():
             if not math.isfinite(value):
                 raise TrainingError(
-                    f"{where}: {name} is {value}; Q values that run away are what the weights and "
-                    "spectral normalisation are for, or lower critic_lr"
+                    f"{context.where}: {name} is {value}; Q values that run away are what the "
+                    "weights and spectral normalisation are for, or lower critic_lr"
                 )
         for role, parameters in self._roles.items():
             norm = nn.utils.get_total_norm(_gradient(p) for p in parameters).item()
             if not math.isfinite(norm):
-                raise TrainingError(f"{where}: the gradient norm of the {role} is {norm}")
+                raise TrainingError(
+                    f"{context.where}: the gradient norm of the {role} is {norm}; lower its rate"
+                )
             limit = context.stage.clip
             if limit is not None and norm > limit:
                 torch._foreach_mul_([_gradient(p) for p in parameters], limit / norm)
