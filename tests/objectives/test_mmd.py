@@ -51,5 +51,10 @@ def test_bad_arguments_are_named():
         mmd(x, torch.zeros(2, 4))
     with pytest.raises(InputError, match="sigma is above 0"):
         mmd(x, x, sigma=0.0)
+
+
+@pytest.mark.usefixtures("untyped")
+def test_an_unknown_kernel_is_named():
+    x = torch.zeros(2, 3)
     with pytest.raises(UnknownNameError, match="did you mean 'gaussian'"):
         mmd(x, x, kernel="gausian")

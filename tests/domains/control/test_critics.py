@@ -67,7 +67,10 @@ def test_masks_keep_the_right_part_and_are_independent():
     assert correlation.abs().max() < 0.07
     copies = (masks[0] > 0).float().transpose(0, 1).flatten(1)
     assert (torch.corrcoef(copies) - torch.eye(64)).abs().max() < 0.25
-    assert masks_of(CriticConfig(observations=1, actions=1, dropout=0.0), 3, (2,), None) == []  # type: ignore[arg-type]
+    assert (
+        masks_of(CriticConfig(observations=1, actions=1, dropout=0.0), 3, (2,), torch.Generator())
+        == []
+    )
 
 
 def test_variance_is_that_of_independent_copies():
