@@ -142,8 +142,12 @@ def test_redraw_says_when_omega_changes(
     assert torch.equal(phi.omega, stored)
 
 
-def test_random_features_refuse_bad_options() -> None:
+def test_random_features_refuse_bad_sizes() -> None:
     with pytest.raises(ConfigError, match="positive sizes, not 8 and 0"):
         RandomFeatures(8, 0)
+
+
+@pytest.mark.usefixtures("untyped")
+def test_random_features_refuse_an_unknown_redraw() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'always'"):
         RandomFeatures(8, 8, redraw="allways")

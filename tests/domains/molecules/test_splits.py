@@ -34,9 +34,13 @@ def test_random_depends_on_the_seed_only() -> None:
     assert not np.array_equal(first.train, other.train)
 
 
-def test_bad_arguments() -> None:
+@pytest.mark.usefixtures("untyped")
+def test_an_unknown_kind_is_named() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'scaffold'"):
         split_molecules(RINGS, "scafold")
+
+
+def test_bad_arguments() -> None:
     with pytest.raises(InputError, match="add up to 1"):
         split_molecules(RINGS, "random", (0.8, 0.1, 0.2))
     with pytest.raises(InputError, match="'xx' has no scaffold"):
