@@ -16,7 +16,14 @@ from torch.nn import functional
 
 from graftwork._errors import ConfigError
 from graftwork.models._config import ModelConfig
-from graftwork.nn import RandomFeatures, Redraw, attention_weights, linear_attention, rotary
+from graftwork.nn import (
+    ByteDropout,
+    RandomFeatures,
+    Redraw,
+    attention_weights,
+    linear_attention,
+    rotary,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +112,7 @@ class Molformer(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.dropout = nn.Dropout(config.embedding_dropout)
+        self.dropout = ByteDropout(config.embedding_dropout)
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.lm_head = _LanguageHead(config) if config.lm_head else None
@@ -168,7 +175,7 @@ class _Block(nn.Module):
         self.up = nn.Linear(config.width, config.inner)
         self.down = nn.Linear(config.inner, config.width)
         self.norm = nn.LayerNorm(config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = ByteDropout(config.dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         x = self.attention_norm(x + self.dropout(self.attention(x, mask)))

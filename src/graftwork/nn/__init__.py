@@ -2,6 +2,7 @@
 
 from graftwork.nn._activations import Activation as Activation
 from graftwork.nn._activations import activation_module as activation_module
+from graftwork.nn._dropout import ByteDropout as ByteDropout
 from graftwork.nn._embedders import Codes as Codes
 from graftwork.nn._embedders import Columns as Columns
 from graftwork.nn._embedders import OutputNorm as OutputNorm
@@ -22,6 +23,7 @@ from graftwork.nn._rotary import rotary as rotary
 __all__ = [
     "Activation",
     "Bottleneck",
+    "ByteDropout",
     "Codes",
     "Columns",
     "Head",
