@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +19,7 @@ from graftwork.tasks import (
     Table,
     pseudo_labels,
     source_features,
+    vocabulary_texts,
 )
 
 LABELS = np.asarray([0] * 70 + [5] * 25 + [2] * 5)
@@ -129,9 +133,20 @@ class _Base:
         self.model, self.tokenizer = model, tokenizer
 
 
-def _letters(texts: list[str], padding: bool) -> dict[str, list[list[int]]]:
-    assert not padding
-    return {"input_ids": [[ord(c) % 50 for c in text] for text in texts]}
+class _Letters:
+    """Reads letter by letter, but knows words."""
+
+    WORDS = ("[PAD]", "x", "##ing", "the", "▁of", "cat", "zebra")
+
+    def __call__(self, texts: list[str], padding: bool) -> dict[str, list[list[int]]]:
+        assert not padding
+        return {"input_ids": [[ord(c) % 50 for c in text] for text in texts]}
+
+    def get_vocab(self) -> dict[str, int]:
+        return {word: place for place, word in enumerate(self.WORDS)}
+
+
+_letters = _Letters()
 
 
 def test_source_features_are_means_of_word_embeddings() -> None:
@@ -146,6 +161,18 @@ def test_source_features_are_means_of_word_embeddings() -> None:
     assert source.labels.tolist() == [3, 1, 3, 1]
     assert not source.features.requires_grad
     assert len(set(source_features(base, classes=4).labels.tolist())) == 4
+
+
+def test_generated_texts_hold_the_vocabularys_words_the_first_most_often() -> None:
+    texts = vocabulary_texts(_letters, 400, length=5)
+    counts = Counter(word for text in texts for word in text.split())
+    assert list(dict(counts.most_common())) == ["the", "of", "cat", "zebra"]
+    assert counts["the"] / counts["zebra"] == pytest.approx(4.0, rel=0.2)
+    assert {len(text.split()) for text in texts} == {5}
+    assert texts == vocabulary_texts(_letters, 400, length=5)
+    assert texts != vocabulary_texts(_letters, 400, length=5, seed=1)
+    with pytest.raises(UnsupportedError, match="texts of your own"):
+        vocabulary_texts(SimpleNamespace(get_vocab=lambda: {"1": 0, "##a": 1}))
 
 
 def test_source_features_need_a_text_base() -> None:

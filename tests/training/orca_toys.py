@@ -19,10 +19,15 @@ ALIGN = OrcaConfig(
 )
 
 
-def letters(texts: list[str], *, padding: bool, **_: Any) -> dict[str, list[list[int]]]:
-    """A tokenizer: every letter is a token."""
-    assert not padding
-    return {"input_ids": [[ord(c) % 50 for c in text] for text in texts]}
+class Letters:
+    """A tokenizer: every letter is a token; its words are for generated texts."""
+
+    def __call__(self, texts: list[str], *, padding: bool, **_: Any) -> dict[str, Any]:
+        assert not padding
+        return {"input_ids": [[ord(c) % 50 for c in text] for text in texts]}
+
+    def get_vocab(self) -> dict[str, int]:
+        return {word: i for i, word in enumerate(("the", "of", "cat", "sat", "mat", "zoo", "why"))}
 
 
 def text_base(dtype: torch.dtype = torch.float32) -> Base:
@@ -40,8 +45,8 @@ def text_base(dtype: torch.dtype = torch.float32) -> Base:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = BertModel(config, add_pooling_layer=False).to(dtype)
-    base = load(model, pooling="mean", max_length=30)
-    return dataclasses.replace(base, tokenizer=letters)
+    base = load(model, pooling="mean", max_length=200)
+    return dataclasses.replace(base, tokenizer=Letters())
 
 
 def columns(rows: int = 60, seed: int = 0) -> Table:

@@ -41,6 +41,7 @@ from graftwork.tasks._signature import Prediction as Prediction
 from graftwork.tasks._signature import Signature as Signature
 from graftwork.tasks._source import SourceFeatures as SourceFeatures
 from graftwork.tasks._source import source_features as source_features
+from graftwork.tasks._source import vocabulary_texts as vocabulary_texts
 from graftwork.tasks._stream import GeneratorStream as GeneratorStream
 from graftwork.tasks._stream import Sharded as Sharded
 from graftwork.tasks._stream import Stateful as Stateful
@@ -100,6 +101,7 @@ __all__ = [
     "shard",
     "source_features",
     "task_from_tables",
+    "vocabulary_texts",
     "width_of",
     "words",
 ]

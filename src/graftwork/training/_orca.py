@@ -68,7 +68,7 @@ class OrcaConfig:
     align_rows: int = 256
     """Rows of a batch of alignment, every class in its share."""
     texts: str | None = None
-    """File with one text a line that stands for what the base knows; empty: generated texts."""
+    """File with one text a line that stands for what the base knows; empty: words of its vocabulary."""
     clusters: int = 10
     """Classes of the texts, and of targets that are numbers."""
     match: bool = True
