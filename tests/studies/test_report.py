@@ -81,3 +81,15 @@ def test_noise_of_a_correlation_and_of_an_accuracy():
     assert accuracy == pytest.approx(200 * 2**0.5 * (0.84 * 0.16 / 1000) ** 0.5)
     correlation = report._noise([line("random", 1e-3, 0.0, metric="matthews")], 0.0)
     assert correlation == pytest.approx(200 * 2**0.5 / 1000**0.5)
+
+
+def test_types_are_those_of_the_rate_chosen(tmp_path):
+    types = {"accuracy/same": 0.46, "accuracy/not": 1.0}
+    worse = {"accuracy/same": 0.1, "accuracy/not": 0.2}
+    lines = [
+        {**line("random", 1e-3, 86.0, 0.01), "metrics": types},
+        {**line("random", 1e-3, 80.0, 0.03), "metrics": worse},
+    ]
+    text = page(tmp_path, lines)
+    assert "| method | not | same |" in text
+    assert "| random | 100 | 46 |" in text
