@@ -37,7 +37,7 @@ def test_every_way_to_learn_is_measured(smoke):
     assert frozen == {"pretrained", "random init", "bag of tokens"}
     sizes = {r["method"]: r["value"] for r in rows if r["metric"] == "bytes"}
     assert sizes["pretrained, random mask"] < 0.5 * sizes["pretrained"]
-    assert len(smoke[1]) == 1 + 4 + 3
+    assert len(smoke[1]) == 1 + 4 + 3 + 2
 
 
 def test_a_wrong_form_of_linear_attention_is_noticed(monkeypatch):

@@ -33,6 +33,8 @@ from graftwork.domains.molecules import (
     Embedder,
     MoleculeData,
     PretrainConfig,
+    attention_map,
+    distance_correlation,
     pretrain,
     probe,
     smiles_tokenizer,
@@ -86,6 +88,8 @@ class Recipe:
     """Updates of fine-tuning, 32 molecules each."""
     share: float = 0.05
     """Part of the weights that a sparse delta may change."""
+    looked_at: int = 100
+    """Molecules of a set whose attention is compared with bond distances."""
     rates: Rates = field(default_factory=Rates)
     """Learning rates."""
     device: str = "cpu"
@@ -101,6 +105,7 @@ SCALES: Mapping[Scale, Recipe] = {
         pretrain_steps=15,
         labels=40,
         steps=15,
+        looked_at=5,
     ),
     "quick": Recipe(),
     "full": Recipe(
@@ -147,6 +152,7 @@ def run(scale: Scale, seed: int, data: Path | None, progress: Progress) -> list[
             chosen = labelled(name, data, recipe.molecules)
             rows += bench.few_labels(name, chosen, pretrained, random)
             rows += bench.frozen(name, chosen, pretrained, random)
+            rows += bench.nearness(name, chosen, pretrained, random)
         pretrained.verify()
     return rows
 
@@ -285,6 +291,19 @@ class Bench:
             numbers = {"r2": 100 * found["r2"], "rmse": found["rmse"], "mae": found["mae"]}
             self.progress(f"seed {self.seed}, {name}, frozen, {method}: {numbers}")
             rows += self._rows(f"{name}, frozen", method, numbers)
+        return rows
+
+    def nearness(
+        self, name: str, data: MoleculeData, pretrained: bases.Base, random: bases.Base
+    ) -> list[Row]:
+        """How attention between atoms goes with the bonds between them, in the best head."""
+        smiles = [str(text) for text in data.table["smiles"]][: self.recipe.looked_at]
+        rows = []
+        for method, base in (("pretrained", pretrained), ("random init", random)):
+            found = distance_correlation([attention_map(base, text) for text in smiles])
+            numbers = {"best head": float(found.max()), "mean over heads": float(found.mean())}
+            self.progress(f"seed {self.seed}, {name}, attention, {method}: {numbers}")
+            rows += self._rows(f"{name}, attention and bonds", method, numbers)
         return rows
 
     def _rows(self, setting: str, method: str, numbers: Mapping[str, float]) -> list[Row]:
