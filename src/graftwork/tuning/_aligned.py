@@ -37,7 +37,7 @@ class Aligned(Tuner):
     """How the base is refined."""
     align_share: float = 0.2
     """Part of the steps for alignment; 0 leaves it out: naive fine-tuning."""
-    align_lr: float = 3e-3
+    align_lr: float = 1e-3
     """Learning rate of the port while it is aligned."""
     input_lr: float = 1e-3
     """Learning rate of the port while the base is refined."""
