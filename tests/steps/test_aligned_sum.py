@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +18,16 @@ from graftwork.tuning import Group, Stage, TuningWarning
 LABELS = torch.arange(12) % 3
 
 
+class Model:
+    """What alignment needs of a model: its ports."""
+
+    def __init__(self, port: nn.Module) -> None:
+        self.ports = nn.ModuleDict({"input": port})
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        return self.ports["input"](batch.inputs["x"])
+
+
 class Toy:
     """A context over one port."""
 
@@ -27,7 +36,7 @@ class Toy:
     def __init__(self, distance: Any, rate: float = 0.05, steps: int = 40) -> None:
         torch.manual_seed(0)
         self.port = Patches(1, [2], 4)
-        self.model = SimpleNamespace(ports=nn.ModuleDict({"input": self.port}))
+        self.model = Model(self.port)
         rng = torch.Generator().manual_seed(1)
         x = torch.randn(12, 6, generator=rng) + LABELS[:, None]
         self.batch = Batch({"x": x}, LABELS, torch.arange(12))
@@ -53,6 +62,14 @@ class Toy:
     def collect(self) -> None: ...
 
     def reduce(self, tensors: Any) -> None: ...
+
+    def grad(self, objective: Any, batch: Batch, *, eval_mode: bool = False) -> list: ...
+
+    def measure(self, stream: str = "eval") -> dict[str, float]: ...
+
+    def fork(self) -> object: ...
+
+    def restore(self, fork: object) -> None: ...
 
 
 def _run(toy: Toy, step: AlignedSum, upto: int | None = None) -> list[dict[str, float]]:
@@ -122,7 +139,7 @@ def test_state_goes_on_exactly() -> None:
 
 def test_other_stages_are_a_plain_sum() -> None:
     toy = Toy("mmd")
-    toy.objectives = {"task": lambda model, batch: model.ports["input"](batch.inputs["x"])[:, 0, 0]}
+    toy.objectives = {"task": lambda model, batch: model(batch)[:, 0, 0]}
     toy.stage = Stage("fixed", 1.0, {"input": 0.1}, objectives=("task",))
     step = AlignedSum(AlignedSumConfig(sum=PlainSumConfig(schedule="constant")))
     step.begin(toy)

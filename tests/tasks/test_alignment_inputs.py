@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from graftwork._errors import InputError, UnsupportedError
-from graftwork.bases import load
+from graftwork.bases import Base, load
 from graftwork.tasks import (
     ArrayInput,
     ClassStream,
@@ -126,11 +127,8 @@ class _Text(nn.Module):
         return self.words
 
 
-class _Base:
-    max_length = None
-
-    def __init__(self, model: nn.Module, tokenizer: object) -> None:
-        self.model, self.tokenizer = model, tokenizer
+def _base(model: nn.Module) -> Base:
+    return replace(load(model), tokenizer=_Letters())
 
 
 class _Letters:
@@ -150,7 +148,7 @@ _letters = _Letters()
 
 
 def test_source_features_are_means_of_word_embeddings() -> None:
-    base = _Base(_Text(), _letters)
+    base = _base(_Text())
     texts = ["ab", "hello", "x", "zzz"]
     source = source_features(base, texts, labels=[3, 1, 3, 1])
     words = base.model.words.weight.detach()
@@ -177,6 +175,6 @@ def test_generated_texts_hold_the_vocabularys_words_the_first_most_often() -> No
 
 def test_source_features_need_a_text_base() -> None:
     with pytest.raises(UnsupportedError, match="get_input_embeddings"):
-        source_features(_Base(nn.Linear(2, 2), _letters), ["a"])
+        source_features(_base(nn.Linear(2, 2)), ["a"])
     with pytest.raises(InputError, match="1 labels for 2 texts"):
-        source_features(_Base(_Text(), _letters), ["a", "b"], labels=[1])
+        source_features(_base(_Text()), ["a", "b"], labels=[1])
