@@ -249,6 +249,8 @@ class GateStage(Attachment):
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore values, logits, shift and step count."""
         restore(self.tensors(), tensors)
+        if self._settings.steering is not None:
+            self._settings.steering.restart()
 
     def report(self) -> dict[str, float]:
         """Return the expected density (of touched entries), the shift, and the open groups."""

@@ -83,6 +83,11 @@ class Steering:
         wanted = max(_SAMPLE, min(_SAMPLE_MAX, math.ceil(_ENTRIES_WANTED / path.end)))
         self._sample = _jittered(layout.numel, wanted).to(layout.device)
         self._group = None if groups is None else groups.of_positions(layout, self._sample)
+        self._all_touched = False
+
+    def restart(self) -> None:
+        """Forget which entries were touched: the values were replaced from outside."""
+        self._all_touched = False
 
     def measure(
         self, alpha: Tensor, values: Tensor, group_alpha: Tensor, shift: float
@@ -123,10 +128,14 @@ class Steering:
 
     def _touched(self, alpha: Tensor, values: Tensor) -> tuple[Tensor, Tensor | None, float]:
         logits = alpha.index_select(0, self._sample)
+        if self._all_touched:
+            return logits, self._group, 1.0
         touched = values.index_select(0, self._sample) != 0
         count = int(touched.count_nonzero())
         share = count / logits.numel()
-        if count == logits.numel():
+        # a value that training has moved does not come back to exactly 0: look no more
+        self._all_touched = count == logits.numel()
+        if self._all_touched:
             return logits, self._group, share
         return logits[touched], None if self._group is None else self._group[touched], share
 
