@@ -129,7 +129,7 @@ def test_finished_run_is_not_overwritten_but_returned(tmp_path: Path) -> None:
 def test_nan_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     config = config_for(tmp_path / "run")
     task = make_toy_task(make_base())
-    message = r"step 9: the loss of row.*; the last good checkpoint, of step 8, is kept in"
+    message = r"step 10: the loss of row.*; the last good checkpoint, of step 8, is kept in"
     with pytest.raises(TrainingError, match=message):
         perform(config, failing(task, after=10))  # the probe is one call
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == [
