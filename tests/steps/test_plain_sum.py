@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from graftwork._batch import Batch
 from graftwork._errors import ConfigError, TrainingError, UnknownNameError
-from graftwork.objectives import Objective
+from graftwork.objectives import Model, Objective
 from graftwork.steps import STEPS, PlainSum, PlainSumConfig, rate
 from graftwork.tuning import Group, Role, Stage
 
@@ -41,6 +41,10 @@ class Toy:
         self.sizes, self.drawn, self.start = sizes, 0, 0
         self.penalty = 0.0
         self.calls: list[str] = []
+
+    @property
+    def model(self) -> Model:
+        return self
 
     @property
     def groups(self) -> Sequence[Group]:

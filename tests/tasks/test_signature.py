@@ -246,7 +246,6 @@ def test_an_empty_signature_is_a_bare_weight_difference() -> None:
         (lambda: values(kind="vector", targets=(), labels=("a", "b")), "vector has no labels"),
         (lambda: values(kind="binary", labels=("no",)), "the words for no and yes"),
         (lambda: values(kind="binary", target_mean=(0.0,)), "one for each target of a regression"),
-        (lambda: values(kind="ranking"), "unknown kind 'ranking'"),
         (lambda: ArrayInput((3, 4), mean=(0.0, 0.0)), "mean has 2 values"),
         (lambda: ArrayInput((3, 4), std=(0.0,)), "must be positive"),
         (lambda: ArrayInput((3,), picture="RGB"), r"\(channels, height, width\)"),
@@ -255,6 +254,12 @@ def test_an_empty_signature_is_a_bare_weight_difference() -> None:
 def test_fields_that_do_not_go_together_are_errors(make: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
+
+
+@pytest.mark.usefixtures("untyped")
+def test_an_unknown_kind_is_named() -> None:
+    with pytest.raises(InputError, match="unknown kind 'ranking'"):
+        values(kind="ranking")
 
 
 def hidden(texts: list[str], second: list[str] | None = None) -> list[Tensor]:

@@ -115,6 +115,7 @@ def test_shard_parts_all_streams_of_a_task() -> None:
         shard({"train": whole}, 0, 5)
 
 
+@pytest.mark.usefixtures("untyped")
 def test_a_stream_that_cannot_be_parted_is_named() -> None:
     class Whole:
         name, digest, groups = "w", "v1", None
