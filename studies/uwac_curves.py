@@ -33,11 +33,10 @@ def measure(seed: int, data: Path | None) -> dict[str, Any]:
         step, history = uwac.learn(config, sizes, log, seed)
         found[name] = {
             "seconds": round(time.perf_counter() - began, 1),
-            "final": uwac.final(history),
-            "AUROC": uwac.told_apart(step, log, sizes.rows, seed),
+            "final": uwac.final(history) | uwac.told_apart(step, log, sizes.rows, seed),
             "curve": uwac.curve(history),
         }
-        print(seed, name, found[name]["seconds"], found[name]["final"], found[name]["AUROC"])
+        print(seed, name, found[name]["seconds"], found[name]["final"], flush=True)
     return found
 
 

@@ -131,10 +131,13 @@ def learn(
     return step, history
 
 
-def told_apart(step: ActorCritic, data: OfflineDataset, rows: int, seed: int) -> float:
-    """Return the AUROC of the variance between logged and uniform random actions in logged states.
+def told_apart(step: ActorCritic, data: OfflineDataset, rows: int, seed: int) -> dict[str, float]:
+    """Return how the variance tells uniform random actions from logged ones, in logged states.
 
-    With a critic whose dropout is off all variances are 0 and it is 1/2.
+    Returns:
+        "AUROC" of the variance (1/2 without dropout, where all are 0), which the claim is about;
+        "AUROC relative" of the variance over the square of the mean, and "Q logged" and "Q
+        random", means of Q, which say how far the variance only follows the size of Q.
     """
     generator = torch.Generator().manual_seed(derive(seed, "random actions"))
     chosen = torch.randperm(len(data), generator=generator)[:rows]
@@ -142,8 +145,15 @@ def told_apart(step: ActorCritic, data: OfflineDataset, rows: int, seed: int) ->
     states = torch.from_numpy(data.observations)[chosen].to(device)
     logged = torch.from_numpy(data.actions)[chosen].to(device)
     random = 2.0 * torch.rand(logged.shape, generator=generator).to(device) - 1.0
-    pair = (uncertainty(step.critics, states, a, seed=seed)[1] for a in (logged, random))
-    return separation(*pair)
+    (low, low_var), (high, high_var) = (
+        uncertainty(step.critics, states, actions, seed=seed) for actions in (logged, random)
+    )
+    return {
+        "AUROC": separation(low_var, high_var),
+        "AUROC relative": separation(low_var / low.square(), high_var / high.square()),
+        "Q logged": low.mean().item(),
+        "Q random": high.mean().item(),
+    }
 
 
 def run(scale: Scale, seed: int, data: Path | None, progress: Progress) -> list[Row]:
@@ -157,14 +167,14 @@ def run(scale: Scale, seed: int, data: Path | None, progress: Progress) -> list[
     for name, config in methods(sizes).items():
         step, history = learn(config, sizes, log, seed)
         last = final(history)
-        auroc = told_apart(step, log, sizes.rows, seed)
-        last |= {"log10 target Q": math.log10(max(last["target Q"], 1.0)), "AUROC": auroc}
+        last |= told_apart(step, log, sizes.rows, seed)
+        last["log10 target Q"] = math.log10(max(last["target Q"], 1.0))
         rows += [Row(SETTING, name, metric, seed, value) for metric, value in last.items()]
         if config.weighting != "none":
             rows.append(Row(SETTING, name, "bounded Q", seed, last["target Q"]))
         progress(
             f"seed {seed}, {name}: target Q {last['target Q']:.3g}, weight {last['weight']:.2f}, "
-            f"MMD {last['MMD']:.2f}, AUROC {auroc:.2f}"
+            f"MMD {last['MMD']:.2f}, AUROC {last['AUROC']:.2f}"
         )
     rows.append(Row(SETTING, "chance", "AUROC", seed, 0.5))
     return rows
