@@ -51,14 +51,15 @@ the entries nonzero after the gate stage, 5 to 10 times the target (the tuner wa
 projection cuts off most of what was learnt. A plain independent program of that stage left 2.5 % on
 seed 10. The rules come from a pilot of another program, whose stage ended at 1 %.
 """,
-    "orca": """**What was found.** A port that starts with the spread of the body's own embeddings, then
-aligned and refined, is 4.1 points over naive fine-tuning on 120 rows and 1.9 on 30 (2 were asked
-for). It is the digits alone that do it (15.6 and 13.4 points); on 30 rows of breast_cancer it is
-3.9 points behind, on MNIST and the other tables level. The gain is the START: the same port without alignment is 1.7 points
-ahead of the aligned one, as it had been, by less, on two of the three pilot seeds. Alignment does
-what it says (the distance halves, classes stay apart), but in 60 updates of refinement that is
-worth nothing here. Pilots on seeds 0, 1, 2: +6.2, +5.9, +2.5 over naive on 120 rows, +4.6, +5.0,
-+5.2 on 30; +0.7, -1.0, -1.7 beside the matched start. With three seeds the intervals are wide.
+    "orca": """**What was found.** A port that starts with the spread of the body's own embeddings,
+then aligned and refined, is 4.1 points over naive fine-tuning on 120 rows and 1.9 on 30 (2 were
+asked for). It is the digits alone that do it (15.6 and 13.4 points); on 30 rows of breast_cancer it
+is 3.9 points behind, on MNIST and the other tables level. The gain is the START: the same port
+without alignment is 1.7 points ahead of the aligned one, as it had been, by less, on two of the
+three pilot seeds. Alignment does what it says (the distance halves, classes stay apart), but in 60
+updates of refinement that is worth nothing here. Pilots on seeds 0, 1, 2: +6.2, +5.9, +2.5 over
+naive on 120 rows, +4.6, +5.0, +5.2 on 30; +0.7, -1.0, -1.7 beside the matched start. With three
+seeds the intervals are wide.
 """,
 }
 """What a person concluded from the published results."""
