@@ -41,7 +41,11 @@ def measure(seed: int, data: Path | None) -> dict[str, Any]:
 
 
 def plot(results: dict[str, Any]) -> None:
-    """Draw the median over seeds and their range, of target Q, weight and MMD."""
+    """Draw the median over seeds and their range, of target Q, weight and MMD.
+
+    Args:
+        results: of seeds that have every method.
+    """
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -80,7 +84,8 @@ def main() -> None:
     words = parser.parse_args()
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     if words.what == "plot":
-        plot(results)
+        names = set(uwac.methods(uwac.SCALES[SCALE]))
+        plot({seed: found for seed, found in results.items() if set(found) == names})
         return
     for seed in words.seeds:
         if str(seed) not in results:

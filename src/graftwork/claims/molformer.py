@@ -28,7 +28,7 @@ from graftwork.claims import _attention as attention
 from graftwork.claims._claim import Claim, Progress, Scale
 from graftwork.claims._molecules import MADE, Few, corpus, few, labelled
 from graftwork.claims._rules import AtMost, Equals, Row, Rule
-from graftwork.deltas import load, save
+from graftwork.deltas import Delta, load, save
 from graftwork.domains.molecules import (
     Embedder,
     MoleculeData,
@@ -46,6 +46,8 @@ from graftwork.models import MolformerConfig
 from graftwork.tasks import TaskConfig, evaluate_delta, task_from_tables
 from graftwork.training import LogConfig, TrainConfig, finish, fit, start
 from graftwork.tuning import DiffPruning, Full, RandomMask, Tuner
+
+MEASURES = ("rmse", "mae", "r2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,7 @@ class Recipe:
     sets: tuple[str, ...] = ("lipophilicity", "qm8 E1")
     """Labelled sets."""
     model: MolformerConfig = field(
-        default_factory=lambda: MolformerConfig(width=128, layers=4, heads=4)
+        default_factory=lambda: MolformerConfig(width=128, layers=4, heads=4, redraw="never")
     )
     """Sizes of the encoder."""
     made: int = 0
@@ -112,7 +114,7 @@ SCALES: Mapping[Scale, Recipe] = {
     ),
     "quick": Recipe(),
     "full": Recipe(
-        model=MolformerConfig(width=256, layers=6, heads=8),
+        model=MolformerConfig(width=256, layers=6, heads=8, redraw="never"),
         molecules=22_000,
         pretrain_steps=30_000,
         labels=1000,
@@ -256,11 +258,19 @@ class Bench:
 
     def learn(self, base: bases.Base, tuner: Tuner, part: Few) -> dict[str, float]:
         """Return measures of the stored delta on the test rows, and its bytes."""
+        delta, _ = self.chosen(base, tuner, part)
+        path = self.folder / "delta.safetensors"
+        size = save(delta, path)
+        found = evaluate_delta(base, load(path), part.test, metrics=MEASURES)
+        return {**found, "r2": 100 * found["r2"], "bytes": float(size)}
+
+    def chosen(self, base: bases.Base, tuner: Tuner, part: Few) -> tuple[Delta, dict[str, float]]:
+        """Return the delta of the best step by the validation rows, and its measures on them."""
         config = TaskConfig(
             inputs=("smiles",),
             label="value",
             kind="regression",
-            metrics=("rmse", "mae", "r2"),
+            metrics=MEASURES,
         )
         tables = {"train": part.train, "eval": part.valid}
         task = task_from_tables(base, tables, config, batch_size=32, seed=self.seed)
@@ -270,11 +280,7 @@ class Bench:
             steps=self.recipe.steps, eval_every=every, keep_best=True, save_every=0
         )
         fit(adaptation, task, budget)
-        delta, _ = finish(adaptation, task)
-        path = self.folder / "delta.safetensors"
-        size = save(delta, path)
-        found = evaluate_delta(base, load(path), part.test, metrics=("rmse", "mae", "r2"))
-        return {**found, "r2": 100 * found["r2"], "bytes": float(size)}
+        return finish(adaptation, task)
 
     def frozen(
         self, name: str, data: MoleculeData, pretrained: bases.Base, random: bases.Base

@@ -69,12 +69,23 @@ def test_probe_is_ridge_with_the_penalty_of_the_validation_rows() -> None:
     split = _split(80)
     found = probe(x, y, split, "regression")
     train, _, test = ([r for r in rows if r % 10] for rows in split)
-    scaled = np.clip((x - x[train].mean(0)) / x[train].std(0), -3, 3)
+    scaled = (x - x[train].mean(0)) / x[train].std(0)
+    scaled = np.clip(scaled, -found["clip"], found["clip"])
     model = Ridge(alpha=found["penalty"]).fit(scaled[train], y[train])
     off = model.predict(scaled[test]) - y[test]
     assert found["mae"] == pytest.approx(np.abs(off).mean())
     assert found["rmse"] == pytest.approx(np.sqrt((off**2).mean()))
     assert found["r2"] > 0.98
+
+
+@pytest.mark.parametrize(("outliers", "clip"), [(False, np.inf), (True, 3.0)])
+def test_probe_clips_where_the_validation_rows_say_so(outliers: bool, clip: float) -> None:
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(400, 3))
+    y = 3 * x[:, 0] + 0.01 * generator.normal(size=400)
+    x[::40, 0] = 40.0 if outliers else 4 * x[::40, 0]  # far out: without meaning, or with it
+    y[::40] = y[::40] if outliers else 3 * x[::40, 0]
+    assert probe(x, y, _split(400), "regression")["clip"] == clip
 
 
 def test_probe_of_two_classes_is_an_area() -> None:

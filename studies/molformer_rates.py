@@ -1,0 +1,113 @@
+"""Which rates the claim `molformer` fine-tunes with: for each method the best of three.
+
+    python studies/molformer_rates.py bases --seeds 0 1 2 --data DIR   # pretrains, once
+    python studies/molformer_rates.py run --seeds 0 1 2 --data DIR     # a stopped run goes on
+    python studies/molformer_rates.py show                             # the table, and the best
+
+Only validation rows of the pilot seeds are read. A method's rate is the one with the highest mean
+of R2 over sets and seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from graftwork import bases
+from graftwork.claims import molformer
+from graftwork.claims._molecules import corpus, few, labelled
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "molformer_rates.jsonl"
+FOLDER = Path("runs/molformer-rates")
+DENSE, SPARSE = (3e-4, 1e-3, 3e-3), (3e-3, 1e-2, 3e-2)
+RATES = {
+    "pretrained": ("pretrained", DENSE),
+    "scratch": ("scratch", DENSE),
+    "pretrained, random mask": ("sparse", SPARSE),
+    "pretrained, diff pruning": ("sparse", SPARSE),
+}
+"""Method -> field of `Rates` that is searched, and what is tried."""
+
+
+def bench(seed: int) -> molformer.Bench:
+    """Return the claim's bench in a folder that stays."""
+    folder = FOLDER / str(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    return molformer.Bench(molformer.SCALES["quick"], seed, folder, print)
+
+
+def make_bases(seed: int, data: Path) -> None:
+    """Pretrain the base of a seed, and make its random rival, unless they lie there."""
+    recipe, began = molformer.SCALES["quick"], time.perf_counter()
+    if (FOLDER / str(seed) / "random").exists():
+        return
+    molecules = corpus(data, recipe.most_tokens, recipe.made)
+    bench(seed).pretrained(molecules)
+    bench(seed).random(molecules)
+    print(f"seed {seed}: bases in {time.perf_counter() - began:.0f} s", flush=True)
+
+
+def measure(seed: int, data: Path, done: set[tuple[Any, ...]]) -> None:
+    """Append one line a method, set and rate: R2 on the validation rows, in percent."""
+    at = bench(seed)
+    for name in at.recipe.sets:
+        part = few(labelled(name, data, at.recipe.molecules), at.recipe.labels, seed)
+        for method, (field, rates) in RATES.items():
+            base = bases.load(at.folder / ("random" if method == "scratch" else "pretrained/base"))
+            for rate in rates:
+                if (seed, name, method, rate) in done:
+                    continue
+                tried = replace(at.recipe, rates=replace(at.recipe.rates, **{field: rate}))
+                began = time.perf_counter()
+                _, found = at.chosen(base, molformer.tuners(tried)[method], part)
+                line = {"seed": seed, "set": name, "method": method, "rate": rate}
+                line |= {"r2": 100 * found["r2"], "seconds": time.perf_counter() - began}
+                print(line, flush=True)
+                with RESULTS.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+
+
+def read_results() -> list[dict[str, Any]]:
+    """Return the stored lines."""
+    if not RESULTS.exists():
+        return []
+    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+
+
+def show() -> None:
+    """Print the mean of each method, set and rate, and each method's best."""
+    found: dict[tuple[str, float], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for line in read_results():
+        found[line["method"], line["rate"]][line["set"]].append(line["r2"])
+    for (method, rate), sets in sorted(found.items()):
+        means = {name: round(statistics.fmean(values), 1) for name, values in sets.items()}
+        print(f"{method:26} {rate:<7g} {statistics.fmean(means.values()):5.1f}  {means}")
+
+
+def main() -> None:
+    """Pretrain, run or show."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("bases", "run", "show"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    words = parser.parse_args()
+    if words.what == "show":
+        show()
+        return
+    done = {(r["seed"], r["set"], r["method"], r["rate"]) for r in read_results()}
+    for seed in words.seeds:
+        if words.what == "bases":
+            make_bases(seed, words.data)
+        else:
+            measure(seed, words.data, done)
+
+
+if __name__ == "__main__":
+    main()
