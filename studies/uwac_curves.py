@@ -3,41 +3,43 @@
     python studies/uwac_curves.py run --seeds 0 1 2 --data DIR   # some minutes a seed on two cores
     python studies/uwac_curves.py plot                           # docs/uwac-curves.svg from them
 
-A seed that the file of results holds already is left alone, so that a stopped study goes on.
+A method of a seed that the file of results holds already is left alone: a stopped study goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
 from typing import Any
 
-from graftwork.claims import uwac
+from graftwork.claims import Scale, uwac
 from graftwork.domains.control import read_log
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "uwac_curves.json"
 DRAWING = HERE.parent / "docs" / "uwac-curves.svg"
-SCALE = "quick"
+SCALE: Scale = "quick"
 
 
-def measure(seed: int, data: Path | None) -> dict[str, Any]:
-    """Return curve, final figures and seconds of every method for one seed."""
+def measure(name: str, seed: int, data: Path | None) -> dict[str, Any]:
+    """Return curve, final figures and seconds of a method for one seed."""
     sizes = uwac.SCALES[SCALE]
     log = read_log(uwac.DOOR.find(data))
-    found: dict[str, Any] = {}
-    for name, config in uwac.methods(sizes).items():
-        began = time.perf_counter()
-        step, history = uwac.learn(config, sizes, log, seed)
-        found[name] = {
-            "seconds": round(time.perf_counter() - began, 1),
-            "final": uwac.final(history) | uwac.told_apart(step, log, sizes.rows, seed),
-            "curve": uwac.curve(history),
-        }
-        print(seed, name, found[name]["seconds"], found[name]["final"], flush=True)
-    return found
+    began = time.perf_counter()
+    step, history = uwac.learn(uwac.methods(sizes)[name], sizes, log, seed)
+    return {
+        "seconds": round(time.perf_counter() - began, 1),
+        "final": uwac.final(history) | uwac.told_apart(step, log, sizes.rows, seed),
+        "curve": uwac.curve(history),
+    }
+
+
+def stored() -> dict[str, Any]:
+    """Return what has been measured, by seed and method."""
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
 
 
 def plot(results: dict[str, Any]) -> None:
@@ -82,15 +84,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--data", type=Path)
     words = parser.parse_args()
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    names = list(uwac.methods(uwac.SCALES[SCALE]))
     if words.what == "plot":
-        names = set(uwac.methods(uwac.SCALES[SCALE]))
-        plot({seed: found for seed, found in results.items() if set(found) == names})
+        plot({seed: found for seed, found in stored().items() if found.keys() == set(names)})
         return
-    for seed in words.seeds:
-        if str(seed) not in results:
-            results[str(seed)] = measure(seed, words.data)
+    for seed, name in itertools.product(words.seeds, names):
+        if name not in stored().get(str(seed), {}):
+            found = measure(name, seed, words.data)
+            results = stored()  # anew: another seed may be measured beside this one
+            results.setdefault(str(seed), {})[name] = found
             RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            print(seed, name, found["seconds"], found["final"], flush=True)
 
 
 if __name__ == "__main__":
