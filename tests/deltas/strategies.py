@@ -53,6 +53,10 @@ def sparse_terms(draw, name, shape):
 @st.composite
 def low_rank_terms(draw, shape):
     rank = draw(st.integers(1, 3))
+    if len(shape) == 3 and draw(st.booleans()):
+        left = draw(stored((*shape[:2], rank)))
+        right = draw(stored((shape[0], rank, shape[2])))
+        return deltas.LowRank(left, right, draw(st.floats(-4, 4)))
     left = draw(stored((shape[0], rank)))
     right = draw(stored((rank, math.prod(shape[1:]))))
     return deltas.LowRank(left, right, draw(st.floats(-4, 4)))

@@ -34,7 +34,7 @@ from graftwork.deltas import (
     unconsumed,
     view,
 )
-from graftwork.deltas._view import _adapted_class
+from graftwork.deltas._bind import _adapted_class
 
 
 def _bits(module: nn.Module) -> dict[str, bytes]:

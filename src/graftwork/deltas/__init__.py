@@ -7,6 +7,8 @@ from graftwork.deltas._apply import Applied as Applied
 from graftwork.deltas._apply import apply as apply
 from graftwork.deltas._apply import detach as detach
 from graftwork.deltas._between import between as between
+from graftwork.deltas._bind import Computed as Computed
+from graftwork.deltas._bind import bind as bind
 from graftwork.deltas._delta import BaseLike as BaseLike
 from graftwork.deltas._delta import Delta as Delta
 from graftwork.deltas._delta import Fingerprint as Fingerprint
@@ -48,6 +50,7 @@ from graftwork.deltas._terms import Sparse as Sparse
 from graftwork.deltas._terms import Stored as Stored
 from graftwork.deltas._terms import Update as Update
 from graftwork.deltas._terms import values_of as values_of
+from graftwork.deltas._tree import all_places as all_places
 from graftwork.deltas._tree import replace_parameter as replace_parameter
 from graftwork.deltas._tree import shared_copy as shared_copy
 from graftwork.deltas._view import require_consumed as require_consumed
@@ -59,6 +62,7 @@ __all__ = [
     "STORED",
     "Applied",
     "BaseLike",
+    "Computed",
     "Delta",
     "DeltaDiff",
     "Fingerprint",
@@ -79,9 +83,11 @@ __all__ = [
     "Update",
     "Weighted",
     "add",
+    "all_places",
     "apply",
     "average",
     "between",
+    "bind",
     "build_ports",
     "check",
     "combine_ports",

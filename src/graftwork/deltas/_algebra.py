@@ -175,8 +175,13 @@ def _sum_low_rank(parts: list[tuple[LowRank, float]]) -> LowRank | None:
     shared = factors[0] if len(set(factors)) == 1 else 1.0
     folds = [1.0 if shared == factor else factor for factor in factors]
     lefts, rights = [term.left for term, _ in parts], [term.right for term, _ in parts]
-    left = torch.cat([_double(s) * fold for s, fold in zip(lefts, folds, strict=True)], dim=1)
-    right = torch.cat([_double(stored) for stored in rights], dim=0)
+    if len({term.batched for term, _ in parts}) > 1:
+        raise DeltaError(
+            "a product over the whole tensor and one for each of its matrices do not add as "
+            "low-rank terms; fold one into a dense term with between(base, view(base, delta))"
+        )
+    left = torch.cat([_double(s) * fold for s, fold in zip(lefts, folds, strict=True)], dim=-1)
+    right = torch.cat([_double(stored) for stored in rights], dim=-2)
     return LowRank(quantise(left, _widest(lefts)), quantise(right, _widest(rights)), factor=shared)
 
 

@@ -245,8 +245,15 @@ def _read_low_rank(record: Record, shape: tuple[int, ...], plan: Plan) -> Callab
     rank, factor = record.size("rank"), record.take("factor", float)
     if not shape or 0 in shape:
         raise DeltaFileError(f"{record.where}: shape {shape} is no matrix")
-    left = _read_stored(record, "left", (shape[0], rank), plan)
-    right = _read_stored(record, "right", (rank, math.prod(shape[1:])), plan)
+    left_shape: tuple[int, ...] = (shape[0], rank)
+    right_shape: tuple[int, ...] = (rank, math.prod(shape[1:]))
+    if "batched" in record:
+        if not record.take("batched", bool) or len(shape) < 3:
+            raise DeltaFileError(f"{record.where}: shape {shape} is no stack of matrices")
+        left_shape = (*shape[:2], rank)
+        right_shape = (shape[0], rank, math.prod(shape[2:]))
+    left = _read_stored(record, "left", left_shape, plan)
+    right = _read_stored(record, "right", right_shape, plan)
     record.close()
     return lambda: LowRank(left(), right(), factor)
 

@@ -82,17 +82,30 @@ class Sparse:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LowRank:
-    """A product added to W seen as a matrix `(shape[0], n / shape[0])`.
+    """A product added to W seen as a matrix `(shape[0], n / shape[0])`, or a batch of products.
+
+    A batch is for tensors that stack matrices, such as experts `(E, in, out)`: W is seen as
+    `(E, m, k)` with E = shape[0], m = shape[1], and each of the E matrices gets its own product.
 
     Attributes:
-        left: `(shape[0], r)` stored values.
-        right: `(r, n / shape[0])` stored values.
+        left: `(shape[0], r)` stored values, or `(E, m, r)`.
+        right: `(r, n / shape[0])` stored values, or `(E, r, k)`.
         factor: multiplies the product (LoRA's alpha / r).
     """
 
     left: Stored
     right: Stored
     factor: float = 1.0
+
+    @property
+    def rank(self) -> int:
+        """Columns of the left factor."""
+        return int(self.left.shape[-1])
+
+    @property
+    def batched(self) -> bool:
+        """Whether each matrix of a stack has a product of its own."""
+        return len(self.left.shape) == 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -128,11 +128,12 @@ def _check_sparse(sparse: Sparse, numel: int, redraw: bool) -> None:
 def _check_low_rank(term: LowRank, shape: tuple[int, ...]) -> None:
     if not shape or 0 in shape:
         raise DeltaError(f"a low-rank term needs a matrix, not shape {shape}")
-    rank = term.left.shape[-1] if len(term.left.shape) == 2 else 0
-    if rank < 1:
-        raise DeltaError(f"left factor must be ({shape[0]}, r), got {tuple(term.left.shape)}")
-    _check_stored(term.left, (shape[0], rank), "left factor")
-    _check_stored(term.right, (rank, math.prod(shape[1:])), "right factor")
+    rows = shape[:2] if term.batched and len(shape) > 2 else shape[:1]
+    if len(term.left.shape) != len(rows) + 1 or term.rank < 1:
+        raise DeltaError(f"left factor must be {(*rows, 'r')}, got {tuple(term.left.shape)}")
+    columns = math.prod(shape[len(rows) :])
+    _check_stored(term.left, (*rows, term.rank), "left factor")
+    _check_stored(term.right, (*rows[:-1], term.rank, columns), "right factor")
     if not math.isfinite(term.factor):
         raise DeltaError(f"factor {term.factor} is not finite")
 

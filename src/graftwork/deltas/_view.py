@@ -8,8 +8,6 @@ attribute (functional kernels, fused attention, `generate`) reads adapted values
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,11 +15,11 @@ from torch import Tensor, nn
 
 from graftwork._errors import DeltaError, UnsupportedError, UnusedTensorError
 from graftwork.deltas._applied import refuse_applied
+from graftwork.deltas._bind import bind
 from graftwork.deltas._delta import BaseLike, Delta
 from graftwork.deltas._plan import Part, Weighted, adapted_parameter, make_plan
 from graftwork.deltas._tree import all_places, shared_copy
 
-_SLOTS = "_graftwork_slots"
 _BINDING = "_graftwork_binding"
 
 
@@ -42,6 +40,7 @@ class _Slot:
     binding: _Binding
 
     def compute(self, parameter: Tensor | None) -> Tensor:
+        """Return the adapted parameter."""
         if parameter is None:
             raise UnsupportedError(f"parameter {self.name!r} of the view was removed")
         if parameter.requires_grad:
@@ -50,6 +49,11 @@ class _Slot:
                 "its delta; train with a tuner"
             )
         return adapted_parameter(parameter, self.parts)
+
+    def read(self) -> None:
+        """Note that the forward consumed it."""
+        for part in self.parts:
+            self.binding.pending.discard(part.piece.name)
 
 
 def view(
@@ -110,7 +114,7 @@ def view(
         for module, leaf in places:
             slots.setdefault(module, {})[leaf] = _Slot(parameter, plan[parameter], binding)
     for module, held in slots.items():
-        _bind(module, held)
+        bind(module, held)
     vars(twin)[_BINDING] = binding
     binding.buffers = [(n, b, b._version) for n, b in twin.named_buffers() if not b.is_inference()]
     twin.register_forward_hook(_check_buffers)
@@ -139,71 +143,6 @@ def require_consumed(module: nn.Module) -> None:
             "module bypasses them, or this input does not reach them (for models that route, use "
             "unused='allow')"
         )
-
-
-def _bind(module: nn.Module, slots: dict[str, _Slot]) -> None:
-    kind: Any = type(module)
-    try:
-        adapted = _adapted_class(kind, frozenset(slots))
-        vars(module)[_SLOTS] = slots
-        module.__class__ = adapted
-    except TypeError as cause:
-        name = next(iter(slots.values())).name
-        raise UnsupportedError(
-            f"parameter {name!r} cannot be adapted: {type(module).__name__} allows no subclass "
-            f"({cause})"
-        ) from cause
-    module.register_state_dict_post_hook(_put_adapted)
-
-
-@functools.lru_cache(maxsize=1024)
-def _adapted_class(kind: type[Any], names: frozenset[str]) -> type[Any]:
-    """Return a subclass of `kind` whose parameters `names` are computed; views share it."""
-    members: dict[str, Any] = {name: _computed(name) for name in names}
-    for known, extra in _BYPASSES.items():
-        if issubclass(kind, known):
-            members |= extra
-    members |= {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    return type(kind.__name__, (kind,), members)
-
-
-def _computed(leaf: str) -> property:
-    def get(module: nn.Module) -> Tensor:
-        slot: _Slot = vars(module)[_SLOTS][leaf]
-        try:
-            value = slot.compute(module._parameters[leaf])
-        except AttributeError as cause:
-            # nn.Module.__getattr__ would take over and silently give the base's own value
-            raise RuntimeError(f"computing {slot.name!r} failed: {cause}") from cause
-        for part in slot.parts:
-            slot.binding.pending.discard(part.piece.name)
-        return value
-
-    return property(get)
-
-
-def _flat_weights(module: nn.RNNBase) -> list[Tensor | None]:
-    return [getattr(module, name, None) for name in module._flat_weights_names]
-
-
-_BYPASSES: Mapping[type[nn.Module], Mapping[str, Any]] = {
-    nn.RNNBase: {
-        # the recurrent kernels read this list, never the attributes
-        "_flat_weights": property(_flat_weights, lambda *_: None),
-        # its answer to changed weights would move them to new storage on a GPU
-        "_update_flat_weights": lambda _: None,
-    },
-}
-"""Modules whose forward does not read its parameters as attributes, and what makes them do so."""
-
-
-def _put_adapted(
-    module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Mapping[str, Any]
-) -> None:
-    """Put adapted values into a state dict; saving is no consumption."""
-    for leaf, slot in vars(module)[_SLOTS].items():
-        if f"{prefix}{leaf}" in state:
-            state[f"{prefix}{leaf}"] = slot.compute(module._parameters[leaf])
 
 
 def _check_consumed(module: nn.Module, _args: Any, _output: Any) -> None:

@@ -90,10 +90,12 @@ def _describe_tensor(
     if update.low_rank is not None:
         entry["low_rank"] = {
             "factor": float(update.low_rank.factor),
-            "rank": update.low_rank.left.shape[1],
+            "rank": update.low_rank.rank,
             "left": values(update.low_rank.left),
             "right": values(update.low_rank.right),
         }
+        if update.low_rank.batched:
+            entry["low_rank"]["batched"] = True
     if update.dense is not None:
         entry["dense"] = values(update.dense)
     if update.scale is not None:
