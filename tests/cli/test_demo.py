@@ -62,5 +62,5 @@ def test_another_seed_in_the_same_folder_is_an_error(out, base, capsys):
 def test_the_real_scale_is_within_the_budget_of_steps():
     scale = Scale()
     # 1,400 steps took 5.0 to 5.3 minutes on two idle cores; the demo may take 8
-    assert sum(m.steps for m in methods(scale)) <= 1500
+    assert sum(m.steps for m in methods(scale)) <= 1600
     assert scale.batch_size <= 32

@@ -54,7 +54,7 @@ class Scale:
     head: int = 150
     full: int = 400
     mask: int = 400
-    pruning: int = 500
+    pruning: int = 600
     batch_size: int = 32
     train_rows: int = 16_000
     eval_rows: int = 400
@@ -111,7 +111,7 @@ class Result:
 def methods(scale: Scale) -> tuple[Method, ...]:
     """Return the four methods, the frozen base first."""
     # a head rate that learns for each: a rival that was tuned badly proves nothing
-    pruning = DiffPruning(share=SHARE, groups="tensor", head_lr=3e-3)
+    pruning = DiffPruning(share=SHARE, groups="tensor", values_lr=1e-3, head_lr=3e-3)
     mask = RandomMask(share=SHARE, head_lr=3e-3)
     return (
         Method(key="head", title="head only", tuner=Head(), steps=scale.head),
