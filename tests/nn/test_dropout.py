@@ -36,6 +36,7 @@ def test_off_in_evaluation_and_at_rate_zero() -> None:
     x = torch.randn(4)
     assert ByteDropout(0.5).eval()(x) is x
     assert ByteDropout(0.0)(x) is x
+    assert ByteDropout(0.001)(x) is x, "below half of a 256th"
     assert ByteDropout(0.5)(x.bfloat16()).dtype == torch.bfloat16
     assert ByteDropout(0.5)(torch.ones(0)).shape == (0,)
 

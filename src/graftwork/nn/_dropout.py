@@ -44,9 +44,13 @@ class ByteDropout(nn.Module):
             return x
         if x.device.type != "cpu":
             return functional.dropout(x, self.rate)
+        if self.dropped == 0:
+            return x
         words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
-        kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.dropped
-        return x * (kept.to(x.dtype) * (256 / (256 - self.dropped)))
+        coins = words.view(torch.uint8)[: x.numel()].view(x.shape)
+        # 0 or 1 by arithmetic: torch compares bytes, and widens bools, an entry at a time
+        kept = (coins.clamp_(self.dropped - 1, self.dropped) - (self.dropped - 1)).to(x.dtype)
+        return x * kept.mul_(256 / (256 - self.dropped))
 
     def extra_repr(self) -> str:
         """Return the rate."""
