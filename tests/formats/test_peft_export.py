@@ -1,0 +1,284 @@
+"""What we export, PEFT loads without a warning, and its logits are ours."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import nn
+
+from graftwork.bases import Base, load
+from graftwork.deltas import (
+    Delta,
+    Fingerprint,
+    LowRank,
+    Port,
+    Update,
+    fingerprint_of,
+    quantise,
+    values_of,
+    view,
+)
+from graftwork.errors import FingerprintError, StorageError, UnsupportedError
+from graftwork.formats import ExportOptions, export_peft, import_peft
+from tests.formats.oracles import MODELS, peft_logits, quiet, trained
+from tests.formats.test_peft_import import ADAPTERS
+
+
+def our_logits(model: str, base: Base, delta: Delta) -> torch.Tensor:
+    case = MODELS[model]
+    with torch.no_grad():
+        return case.call(view(base, delta), case.batch(16, seed=77).inputs)
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_there_and_back(name, tmp_path):
+    model, config = ADAPTERS[name]
+    found = trained(model, config, tmp_path / "theirs", rate=1e-1 if "ia3" in name else 2e-2)
+    base = load(MODELS[model].build())
+    delta = import_peft(found.folder, base)
+    written = export_peft(delta, base, tmp_path / "ours")
+    assert written == sum(f.stat().st_size for f in (tmp_path / "ours").iterdir())
+    again = peft_logits(model, tmp_path / "ours")
+    assert (again - found.logits).abs().max() <= 1e-6 * max(1.0, found.logits.abs().max())
+    theirs = load_file(found.folder / "adapter_model.safetensors")
+    ours = load_file(tmp_path / "ours" / "adapter_model.safetensors")
+    for key, tensor in ours.items():
+        if any(part in key for part in ("lora_A", "lora_B.w", "lora_emb", "ia3_l")):
+            assert torch.equal(tensor, theirs[key]), key
+
+
+def lora_like(base: Base, seed: int = 0) -> Delta:
+    """Return low-rank terms of different ranks and factors, 8-bit ones too, with biases."""
+    generator = torch.Generator().manual_seed(seed)
+    updates = {}
+    for i, (name, piece) in enumerate(base.names.pieces.items()):
+        module = base.model.get_submodule(piece.parameter.rpartition(".")[0])
+        if isinstance(module, nn.Linear) and name.endswith("weight") and "head" not in name:
+            rank, (rows, columns) = 1 + i % 3, piece.shape
+            left = torch.randn(rows, rank, generator=generator)
+            right = torch.randn(rank, columns, generator=generator) / 20
+            stored = ("float32", "float16", "int8")[i % 3]
+            term = LowRank(quantise(left, stored), quantise(right, stored), 0.3 + i % 2)
+            updates[name] = Update(piece.shape, low_rank=term)
+        elif name.endswith("bias") and i % 2:
+            noise = torch.randn(piece.shape, generator=generator) / 20
+            updates[name] = Update(piece.shape, dense=quantise(noise, "float16"))
+    plain = Delta(updates)
+    return dataclasses.replace(plain, fingerprint=base_print(base, plain))
+
+
+def base_print(base: Base, delta: Delta) -> Fingerprint:
+    return fingerprint_of(base, delta.updates)
+
+
+@pytest.mark.parametrize("model", ["bert", "vit", "llama", "t5"])
+def test_ranks_factors_and_biases_of_every_module_its_own(model, tmp_path):
+    base = load(MODELS[model].build())
+    delta = lora_like(base)
+    export_peft(delta, base, tmp_path / "out")
+    ours = our_logits(model, base, delta)
+    theirs = peft_logits(model, tmp_path / "out")
+    assert (ours - theirs).abs().max() <= 1e-6 * max(1.0, ours.abs().max())
+
+
+def test_targets_that_end_alike_are_told_apart(tmp_path):
+    base = load(MODELS["bert"].build())
+    delta = lora_like(base)
+    kept = {n: u for n, u in delta.updates.items() if n.endswith("layer.0.output.dense.weight")}
+    export_peft(dataclasses.replace(delta, updates=kept), base, tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["bert.encoder.layer.0.output.dense"]
+    base = load(Colliding())
+    update = {"x.foo.weight": Update((4, 4), low_rank=LowRank(torch.ones(4, 1), torch.ones(1, 4)))}
+    foo = {"foo.weight": update["x.foo.weight"]}
+    for name, updates in (("b", foo), ("c", update)):
+        delta = Delta(updates)
+        delta = dataclasses.replace(delta, fingerprint=base_print(base, delta))
+        export_peft(delta, base, tmp_path / name)
+        with quiet():
+            wrapped = PeftModel.from_pretrained(Colliding(), tmp_path / name)
+        with torch.no_grad():
+            x = torch.eye(4)
+            assert (wrapped(x) - view(base, delta)(x)).abs().max() < 1e-5
+
+
+class Colliding(nn.Module):
+    """Modules called foo, foobar, lora and lora_A, one inside another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.foo, self.foobar = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.x = nn.ModuleDict({"foo": nn.Linear(4, 4), "lora": nn.Linear(4, 4)})
+        self.lora_A = nn.Linear(4, 4)
+
+    def forward(self, x):
+        for module in (self.foo, self.foobar, self.x["foo"], self.x["lora"], self.lora_A):
+            x = x + module(x).tanh()
+        return x
+
+
+def test_modules_with_the_names_of_parts(tmp_path):
+    base = load(Colliding())
+    names = ["foobar.weight", "x.lora.weight", "lora_A.weight"]
+    term = LowRank(torch.randn(4, 2), torch.randn(2, 4), 0.5)
+    delta = Delta({name: Update((4, 4), low_rank=term) for name in names})
+    delta = dataclasses.replace(delta, fingerprint=base_print(base, delta))
+    export_peft(delta, base, tmp_path / "out")
+    again = import_peft(tmp_path / "out", base)
+    assert sorted(again.updates) == sorted(names)
+    for name in names:
+        found = again.updates[name].low_rank
+        assert found is not None
+        assert torch.equal(values_of(found.left), values_of(term.left))
+        assert found.factor == 0.5
+
+
+def test_a_head_goes_into_the_task_model(tmp_path):
+    from transformers import LlamaForSequenceClassification
+
+    from graftwork.deltas import port_of
+    from graftwork.nn import Head
+
+    case = MODELS["llama"]
+    causal = case.build()
+    base = load(causal.model)
+    torch.manual_seed(1)
+    head = Head(16, 3)
+    with torch.no_grad():
+        head.out.bias.zero_()
+    port = port_of(head, "head", {"in_features": 16, "out_features": 3}, "float32")
+    delta = dataclasses.replace(lora_like(base), ports={"head": port})
+    with pytest.raises(UnsupportedError, match="name the task with task_type='SEQ_CLS'"):
+        export_peft(delta, base, tmp_path / "no")
+    export_peft(delta, base, tmp_path / "out", ExportOptions(task_type="SEQ_CLS"))
+    config = causal.config
+    config.num_labels = 3
+    model = LlamaForSequenceClassification(config)
+    model.model.load_state_dict(causal.model.state_dict())
+    with quiet():
+        wrapped = PeftModel.from_pretrained(model, tmp_path / "out").eval()
+    inputs = case.batch(16, seed=77).inputs
+    with torch.no_grad():
+        theirs = wrapped(**inputs).logits
+        ours = head(view(base, delta)(**inputs).last_hidden_state[:, -1])
+    assert (ours - theirs).abs().max() <= 1e-6 * max(1.0, ours.abs().max())
+    with torch.no_grad():
+        head.out.bias.fill_(1.0)
+    biased = {"head": port_of(head, "head", port.config, "float32")}
+    delta, options = dataclasses.replace(delta, ports=biased), ExportOptions(task_type="SEQ_CLS")
+    with pytest.raises(UnsupportedError, match="has a bias, and 'score' of the task model has"):
+        export_peft(delta, base, tmp_path / "no", options)
+
+
+def test_a_head_of_two_layers_needs_its_activation_said(tmp_path):
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    from graftwork.deltas import port_of
+    from graftwork.nn import Head
+
+    config = RobertaConfig(
+        vocab_size=40,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        num_labels=3,
+    )
+    torch.manual_seed(0)
+    model = RobertaForSequenceClassification(config).eval()
+    base = load(model.roberta)
+    torch.manual_seed(3)
+    settings = {"in_features": 16, "out_features": 3, "hidden": 16}
+    head = Head(16, 3, hidden=16)
+    delta = dataclasses.replace(
+        lora_like(base), ports={"head": port_of(head, "head", settings, "float32")}
+    )
+    with pytest.raises(UnsupportedError, match="head_activation='tanh'"):
+        export_peft(delta, base, tmp_path / "out", ExportOptions(task_type="SEQ_CLS"))
+    options = ExportOptions(task_type="SEQ_CLS", head_activation="tanh")
+    export_peft(delta, base, tmp_path / "out", options)
+    with quiet():
+        # PEFT writes biases into the very tensors that the base shares
+        wrapped = PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "out").eval()
+    tokens = torch.arange(5, 17).reshape(2, 6)
+    with torch.no_grad():
+        ours = head(view(base, delta)(input_ids=tokens).last_hidden_state[:, 0])
+        assert (wrapped(input_ids=tokens).logits - ours).abs().max() <= 1e-6
+    with pytest.raises(UnsupportedError, match="say it with head_activation='tanh'"):
+        import_peft(tmp_path / "out", base)
+
+
+LOW = LowRank(torch.ones(16, 1), torch.ones(1, 16))
+QUERY = "encoder.layer.0.attention.self.query"
+SCALE = torch.full((16, 1), 2.0)
+REFUSED = {
+    "sparse": ({f"{QUERY}.weight": "sparse"}, "cannot hold a sparse term of 'encoder.layer.0.att"),
+    "both": (
+        {f"{QUERY}.weight": Update((16, 16), low_rank=LOW, dense=torch.ones(16, 16))},
+        "cannot hold a dense beside a low-rank term of",
+    ),
+    "matrix scale": (
+        {f"{QUERY}.weight": Update((16, 16), scale=torch.ones(16, 16))},
+        "cannot hold a scale of shape (16, 16)",
+    ),
+    "bias not scaled": (
+        {f"{QUERY}.weight": Update((16, 16), scale=SCALE)},
+        "without the same scale of 'encoder.layer.0.attention.self.query.bias'",
+    ),
+    "scale beside lora": (
+        {
+            f"{QUERY}.weight": Update((16, 16), low_rank=LOW),
+            "encoder.layer.0.attention.self.key.weight": Update((16, 16), scale=SCALE),
+        },
+        "cannot hold a scale without a low-rank term, while others have one, term of 'encoder.la",
+    ),
+    "dense only": (
+        {f"{QUERY}.bias": Update((16,), dense=torch.ones(16))},
+        "PEFT holds no delta without low-rank or scale terms",
+    ),
+    "tied": (
+        {
+            "embeddings.word_embeddings.weight": Update(
+                (40, 16), low_rank=LowRank(torch.ones(40, 1), torch.ones(1, 16))
+            )
+        },
+        "one tied parameter, and an adapter changes one of them only",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_peft_cannot_hold_is_named(name, tmp_path):
+    from graftwork.deltas import Sparse
+
+    updates, message = REFUSED[name]
+    sparse = Update((16, 16), sparse=Sparse(torch.tensor([3]), torch.ones(1)))
+    updates = {n: sparse if u == "sparse" else u for n, u in updates.items()}
+    base = load(MODELS["bert"].build())
+    delta = Delta(updates)
+    delta = dataclasses.replace(delta, fingerprint=base_print(base, delta))
+    with pytest.raises(UnsupportedError) as caught:
+        export_peft(delta, base, tmp_path / "out")
+    assert message in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_ports_other_bases_and_occupied_folders_are_refused(tmp_path):
+    base = load(MODELS["bert"].build())
+    delta = lora_like(base)
+    prompt = dataclasses.replace(delta, ports={"prompt": Port("prompt", {}, {})})
+    with pytest.raises(UnsupportedError, match="cannot hold the port 'prompt' of kind 'prompt'"):
+        export_peft(prompt, base, tmp_path / "out")
+    with pytest.raises(FingerprintError, match="made for another base"):
+        export_peft(delta, load(MODELS["bert"].build(seed=1)), tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(StorageError, match="exists; name a new folder"):
+        export_peft(delta, base, tmp_path / "out")
