@@ -47,6 +47,7 @@ from graftwork.tuning._head import Head as Head
 from graftwork.tuning._last_layer import LastLayer as LastLayer
 from graftwork.tuning._loop import adam as adam
 from graftwork.tuning._loop import stages as stages
+from graftwork.tuning._lora import LoRA as LoRA
 from graftwork.tuning._magnitude import Magnitude as Magnitude
 from graftwork.tuning._random_mask import RandomMask as RandomMask
 from graftwork.tuning._table import TUNERS as TUNERS
@@ -70,6 +71,7 @@ __all__ = [
     "HardConcrete",
     "Head",
     "LastLayer",
+    "LoRA",
     "Magnitude",
     "RandomMask",
     "Role",

@@ -8,6 +8,7 @@ from graftwork.tuning._full import Full
 from graftwork.tuning._gradient_mask import GradientMask
 from graftwork.tuning._head import Head
 from graftwork.tuning._last_layer import LastLayer
+from graftwork.tuning._lora import LoRA
 from graftwork.tuning._magnitude import Magnitude
 from graftwork.tuning._random_mask import RandomMask
 from graftwork.tuning._tuner import Tuner
@@ -21,5 +22,6 @@ TUNERS: dict[str, type[Tuner]] = {
     "gradient_mask": GradientMask,
     "fisher_mask": FisherMask,
     "diff_pruning": DiffPruning,
+    "lora": LoRA,
 }
 """Name in configurations and on the command line -> config class."""

@@ -1,0 +1,231 @@
+"""The stage of every tuner that trains terms of the equation: low-rank, sparse, dense, scale.
+
+A weight that one known layer consumes runs as a branch (`_branch.py`). Every other one is computed
+when the forward reads it, `W'` with a graph, so that fused attention, recurrent kernels and bare
+parameters of any module are adapted alike. Nothing of the base is copied or written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+from torch import Tensor, nn
+
+from graftwork._errors import TrainingError, UnsupportedError, UnusedTensorError
+from graftwork.deltas import BaseLike, Piece, Update, all_places, bind, shared_copy
+from graftwork.tuning._branch import BRANCH, Branch, can_branch, consumer_of
+from graftwork.tuning._lazy import lazy_weight
+from graftwork.tuning._state import restore
+from graftwork.tuning._trained import Trained
+from graftwork.tuning._tuner import Attachment, Group, Role, StoredType
+
+Unused = Literal["error", "allow"]
+
+
+class _Slot:
+    """One weight with trained terms, at one of the places that hold it."""
+
+    def __init__(
+        self, module: nn.Module, targets: Sequence[Trained], pending: set[str], dropout: float
+    ) -> None:
+        self._module, self._targets, self._pending = module, targets, pending
+        self._dropout, self.runs_as_branch = dropout, False
+        self.name = targets[0].piece.parameter
+
+    def compute(self, parameter: Tensor | None) -> Tensor:
+        """Return the adapted weight; of a branch a stand-in that is computed on demand."""
+        if parameter is None:
+            raise UnsupportedError(f"parameter {self.name!r} was removed from the module")
+        if not self.runs_as_branch:
+            return self.adapted(parameter)
+        weight = parameter
+        return lazy_weight(weight, lambda: self._asked(weight))
+
+    def read(self) -> None:
+        """Note that the forward read the weight; of a branch only what is computed counts."""
+        if not self.runs_as_branch:
+            self.consumed()
+
+    def consumed(self) -> None:
+        """Note that the forward used the weight."""
+        if self._pending:
+            self._pending.difference_update(target.name for target in self._targets)
+
+    def _asked(self, parameter: Tensor) -> Tensor:
+        if self._dropout and self._module.training:
+            raise UnsupportedError(
+                f"{self.name!r} is read by a kernel instead of run by its layer, so dropout on its "
+                "branch has no place: set dropout to 0, or leave it out of the targets"
+            )
+        self.consumed()
+        return self.adapted(parameter)
+
+    def adapted(self, parameter: Tensor) -> Tensor:
+        """Return `W'` with a graph, in the type of the parameter."""
+        first = self._targets[0]
+        if first.piece.whole:
+            return first.adapted(parameter).to(parameter.dtype)
+        out = parameter
+        for target in self._targets:
+            piece = target.piece
+            changed = target.adapted(piece.of(parameter)).to(parameter.dtype)
+            out = out.as_strided_scatter(
+                changed, piece.shape, piece.strides, parameter.storage_offset() + piece.offset
+            )
+        return out
+
+
+class Adapted(Attachment):
+    """Trains the terms of some targets; everything else is the base's own.
+
+    Arguments:
+        base: the frozen base.
+        targets: what is trained of each canonical tensor.
+        dropout: chance that an input of a low-rank branch is dropped in training.
+        unused: "error": a target that the forward has not consumed after the first step is an error
+            (law 7). "allow": for models that route.
+        merge: roles that train at one rate and are one group.
+
+    Raises:
+        UnsupportedError: dropout for a target that no layer runs as a branch.
+    """
+
+    def __init__(
+        self,
+        base: BaseLike,
+        targets: Sequence[Trained],
+        *,
+        dropout: float = 0.0,
+        unused: Unused = "error",
+        merge: Mapping[Role, Role] | None = None,
+    ) -> None:
+        self._base, self._targets = base, tuple(targets)
+        self._unused, self._dropout, self._merge = unused, dropout, dict(merge or {})
+        self._pending = {target.name for target in targets}
+        self._all = frozenset(self._pending)
+        self.module = shared_copy(base.model)
+        self._branches = 0
+        self._bind()
+
+    def _bind(self) -> None:
+        parameters: dict[str, list[Trained]] = {}
+        for target in self._targets:
+            parameters.setdefault(target.piece.parameter, []).append(target)
+        slots: dict[nn.Module, dict[str, _Slot]] = {}
+        forwards: dict[nn.Module, Callable[..., Tensor]] = {}
+        for name, places in all_places(self.module, parameters).items():
+            held = parameters[name]
+            consumers = [consumer_of(module, leaf) for module, leaf in places]
+            runs = all(c is not None and can_branch(c, held) for c in consumers)
+            if self._dropout and not runs and any(target.blocks for target in held):
+                raise UnsupportedError(
+                    f"dropout acts on the input of a branch, but {name!r} is consumed by "
+                    f"{type(places[0][0]).__name__}, which runs none: set dropout to 0, or leave "
+                    "it out of the targets"
+                )
+            for (module, leaf), consumer in zip(places, consumers, strict=True):
+                slot = _Slot(module, held, self._pending, self._dropout)
+                slots.setdefault(module, {})[leaf] = slot
+                if runs and consumer is not None:
+                    slot.runs_as_branch = True
+                    parts = tuple((t, _offset(t)) for t in held)
+                    vars(module)[BRANCH] = Branch(parts, slot.consumed, self._dropout)
+                    forwards[module] = consumer.forward
+            self._branches += runs
+        for module, bound in slots.items():
+            bind(module, bound, forwards.get(module))
+
+    def groups(self) -> Sequence[Group]:
+        """Return the trained tensors by role; one that several targets share counts once."""
+        roles: dict[Role, dict[int, nn.Parameter]] = {}
+        for target in self._targets:
+            for role, parameter in target.roles():
+                kept = roles.setdefault(self._merge.get(role, role), {})
+                kept.setdefault(id(parameter), parameter)
+        return tuple(Group(role, tuple(kept.values())) for role, kept in roles.items())
+
+    def prepare(self, progress: float, *, seed: int) -> None:  # noqa: ARG002  (nothing is drawn)
+        """Note the present norms, where a scale is relative to them."""
+        self._refresh()
+
+    def _refresh(self) -> None:
+        for target in self._targets:
+            target.refresh(self._frozen(target.piece))
+
+    def _frozen(self, piece: Piece) -> Tensor:
+        return piece.of(self._base.model.get_parameter(piece.parameter).detach())
+
+    def collect(self) -> None:
+        """Check that the forward consumed every target; gradients are where they belong.
+
+        Raises:
+            TrainingError: the loss does not depend on any target.
+            UnusedTensorError: a target was not consumed.
+        """
+        if all(parameter.grad is None for parameter in self if parameter.requires_grad):
+            raise TrainingError(
+                f"none of the {len(self._targets)} tuned tensors received a gradient (first: "
+                f"{self._targets[0].name!r}); does the loss use attachment.module, and was "
+                "backward() called before collect()?"
+            )
+        self._check_consumed()
+
+    def _check_consumed(self) -> None:
+        if self._unused == "allow" or not self._pending:
+            return
+        shown = ", ".join(map(repr, sorted(self._pending)[:5]))
+        more = ", ..." if len(self._pending) > 5 else ""
+        raise UnusedTensorError(
+            f"{len(self._pending)} targets were not consumed by the forward: {shown}{more}; the "
+            "module bypasses them, or this input does not reach them: leave them out of the "
+            "targets, or set the tuner's unused to 'allow' where the model routes"
+        )
+
+    @contextmanager
+    def settled(self) -> Iterator[nn.Module]:
+        """Return the module; in eval mode it is as it would be extracted now, unrounded.
+
+        Raises:
+            UnusedTensorError: at the end, where the module ran but did not consume every target.
+        """
+        self._refresh()
+        before = set(self._pending)
+        self._pending.update(self._all)
+        yield self.module
+        if self._pending == self._all:  # the module was not run
+            self._pending.intersection_update(before)
+        self._check_consumed()
+
+    def advance(self) -> Attachment | None:
+        """Return None: this is the only stage."""
+        return None
+
+    def extract(self, stored: StoredType = "float16") -> dict[str, Update]:
+        """Return one update for each target that changed."""
+        found = {t.name: t.update(self._frozen(t.piece), stored) for t in self._targets}
+        return {name: update for name, update in found.items() if update is not None}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all trained state, "<target>/<term>"."""
+        return {f"{t.name}/{key}": v for t in self._targets for key, v in t.tensors().items()}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore it."""
+        restore(self.tensors(), tensors)
+        self._refresh()
+
+    def report(self) -> dict[str, float]:
+        """Return how many values are trained, of how many tensors, how many of them as branches."""
+        return {
+            "values": float(sum(parameter.numel() for parameter in self)),
+            "tensors": float(len(self._targets)),
+            "branches": float(self._branches),
+        }
+
+
+def _offset(target: Trained) -> int:
+    """Return the first row of a piece inside its parameter."""
+    piece = target.piece
+    return 0 if piece.whole else piece.offset // piece.shape[1]
