@@ -4,9 +4,8 @@ Recipes: ORCA aligns a port for MiniLM (10 classes of a series of 64 values, 512
 by full fine-tuning or by a sparse delta; MoLFormer is pretrained and fine-tuned by a sparse delta
 (4 layers of width 128, 64 molecules of about 40 tokens). UWAC has `policy_step.py`.
 Rivals: "floor", the same products of matrices at the rate of one large product; "plain", the same
-pretraining with dropout, rotary positions and linear attention as one writes them first; "plain"
-alignment, which computes what it knows of the source anew in each step; "entropic", alignment by
-GeomLoss as in the paper.
+pretraining with dropout, rotary positions and linear attention as one writes them first; "bf16",
+under autocast; "entropic", alignment by GeomLoss as in the paper instead of linear programs.
 
     python benchmarks/recipe_step.py [--rounds 7] [--steps 10] [--only NAME;...] [--cpu] [--json]
 

@@ -191,6 +191,23 @@ def test_fewer_rows_than_features_and_repeated_rows_have_finite_gradients() -> N
     assert torch.isfinite(x.grad).all()
 
 
+@pytest.mark.parametrize("solver", ["sinkhorn", "exact"])
+def test_tables_of_classes_hold_what_each_pair_gives_alone(solver: str) -> None:
+    first, second = _sets(7, rows=(9, 30))
+    groups = [f[c == k] for f, c in (first, second) for k in c.unique()]
+    table = DatasetDistance(solver=solver).label_distances(first, second)
+    assert table.shape == (5, 5)
+    for i, j in itertools.combinations(range(5), 2):
+        pair = [(groups[i], groups[j])]
+        if solver == "sinkhorn":
+            # another pair in the batch may raise the first temperature
+            assert table[i, j].item() == pytest.approx(sinkhorn_w2(pair).item(), rel=5e-3)
+        else:
+            crosses = i < 2 <= j
+            assert table[i, j].item() == (pytest.approx(exact_w2(pair).item()) if crosses else 0.0)
+    torch.testing.assert_close(table, table.T)
+
+
 def test_inner_distances_have_no_half() -> None:
     x = torch.zeros(3, 2, dtype=torch.float64)
     pairs = [(x, x + 3.0), (x[:1], x + 1.0)]

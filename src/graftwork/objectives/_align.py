@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -74,7 +75,7 @@ class Align:
         if not float(self.spread) > 0.0:
             raise InputError("all source features are equal: give texts that differ")
 
-    @property
+    @cached_property
     def spread(self) -> Tensor:
         """Root of the source's total variance, a scalar."""
         return self.source[0].var(0, correction=0).sum().sqrt()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from typing import Literal
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from graftwork._errors import ConfigError, InputError
 from graftwork.objectives._label_distance import (
     LabelDistance,
+    exact_table,
     exact_w2,
     gaussian_w2,
     sinkhorn_w2,
@@ -122,13 +124,20 @@ class DatasetDistance:
         Classes stand in the order of their labels. The solver "exact" needs only the block between
         the sets; the others are 0.
         """
-        groups = [*_groups(first), *_groups(second)]
-        split, total = len(_groups(first)), len(groups)
-        within = self.solver == "sinkhorn" and self.debias
-        index = [
-            (i, j) for i in range(total) for j in range(i + 1, total) if within or (i < split <= j)
+        own, other = _groups(first), _groups(second)
+        groups, split, total = [*own, *other], len(own), len(own) + len(other)
+        blocks = [[(i, j) for i in range(split) for j in range(split, total)]]
+        if self.solver == "sinkhorn" and self.debias:
+            blocks += [
+                list(combinations(range(split), 2)),
+                list(combinations(range(split, total), 2)),
+            ]
+        # each block by itself: pairs are padded to its own largest class, not to that of both sets
+        index = [pair for block in blocks for pair in block]
+        parts = [
+            self._between()([(groups[i], groups[j]) for i, j in block]) for block in blocks if block
         ]
-        values = self._between()([(groups[i], groups[j]) for i, j in index])
+        values = torch.cat(parts)
         rows, columns = torch.tensor(index, device=values.device).T
         out = values.new_zeros(total, total).index_put((rows, columns), values)
         return out + out.T
@@ -141,15 +150,27 @@ class DatasetDistance:
         return partial(sinkhorn_w2, eps=self.eps, scaling=self.scaling, debias=self.debias)
 
     def _whole(self, first: Labelled, second: Labelled) -> Tensor:
+        found, rows = first[1].unique(return_inverse=True)
+        columns = second[1].unique(return_inverse=True)[1]
+        if self.solver == "exact":
+            return self._exact((first[0], rows), (second[0], columns))
         table = self.label_distances(first, second)
         if self.detach_labels:
             table = table.detach()
-        places = [labels.unique(return_inverse=True) for _, labels in (first, second)]
-        rows, columns = places[0][1], places[1][1] + len(places[0][0])
-        if self.solver == "exact":
-            cost = (squared_distances(first[0], second[0]) + table[rows][:, columns]) / 2.0
-            return (transport_plan(cost) * cost).sum()
-        return self._entropic((first[0], rows), (second[0], columns), table)
+        return self._entropic((first[0], rows), (second[0], columns + len(found)), table)
+
+    def _exact(self, first: Labelled, second: Labelled) -> Tensor:
+        """Return the distance of sets whose labels count from 0; rows are compared once."""
+        squared, (rows, columns) = squared_distances(first[0], second[0]), (first[1], second[1])
+        if self.classes == "samples":
+            between = exact_table(squared, rows, columns)
+        else:
+            split = int(rows.max()) + 1
+            between = self.label_distances(first, second)[:split, split:]
+        if self.detach_labels:
+            between = between.detach()
+        cost = (squared + between[rows][:, columns]) / 2.0
+        return (transport_plan(cost) * cost).sum()
 
     def _entropic(self, first: Labelled, second: Labelled, table: Tensor) -> Tensor:
         # The value of W with half its gradient: see the docstring of the class.

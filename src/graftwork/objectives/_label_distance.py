@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from graftwork.objectives._transport import (
+    class_plans,
     sinkhorn,
     sinkhorn_loss,
     squared_distances,
@@ -65,6 +67,22 @@ def exact_w2(pairs: Pairs) -> Tensor:
     """
     costs = [squared_distances(first, second) for first, second in pairs]
     return torch.stack([(transport_plan(cost) * cost).sum() for cost in costs])
+
+
+def exact_table(squared: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return `exact_w2` between all classes of two sets, `(K, L)`, from what their rows are apart.
+
+    Args:
+        squared: `(N, M)` squared distances of all rows.
+        rows: `(N,)` class of each row of the first set, 0 to K - 1, each there.
+        columns: `(M,)` class of each row of the second set, 0 to L - 1, each there.
+
+    Raises:
+        MissingDependencyError: POT is absent.
+    """
+    moved = class_plans(squared, rows, columns) * squared
+    by_row, by_column = (functional.one_hot(labels).to(squared) for labels in (rows, columns))
+    return by_row.T @ moved @ by_column
 
 
 def sinkhorn_w2(

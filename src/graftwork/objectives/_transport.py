@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from graftwork._errors import InputError, MissingDependencyError
@@ -40,17 +41,57 @@ def transport_plan(cost: Tensor) -> Tensor:
         tensor([[0.5000, 0.0000],
                 [0.0000, 0.5000]])
     """
+    return torch.from_numpy(_solved(_numbers(cost))).to(cost)
+
+
+def class_plans(cost: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return the plans between all classes of rows and all classes of columns, `(N, M)`.
+
+    The block of a pair of classes is their own `transport_plan`, so it sums to 1: `plans * cost`,
+    summed by blocks, is the least cost of every pair at once, and its gradient needs one graph
+    instead of one for each pair.
+
+    Args:
+        cost: `(N, M)`.
+        rows: `(N,)` class of each row.
+        columns: `(M,)` class of each column.
+
+    Raises:
+        MissingDependencyError: POT is absent.
+        InputError: a cost is NaN or infinite.
+    """
+    costs = _numbers(cost)
+    plans = np.zeros_like(costs)
+    for first in _members(rows):
+        for second in _members(columns):
+            block = np.ix_(first, second)
+            plans[block] = _solved(costs[block])
+    return torch.from_numpy(plans).to(cost)
+
+
+def _members(labels: Tensor) -> list[NDArray[np.int64]]:
+    held = labels.cpu().numpy()
+    return [np.flatnonzero(held == label) for label in np.unique(held)]
+
+
+def _numbers(cost: Tensor) -> NDArray[np.float64]:
+    costs: NDArray[np.float64] = cost.detach().double().cpu().numpy()
+    if not np.isfinite(costs).all():
+        raise InputError("a transport cost is NaN or infinite; look at the features")
+    return costs
+
+
+def _solved(costs: NDArray[np.float64]) -> NDArray[np.float64]:
     try:
         import ot
     except ImportError as error:
         raise MissingDependencyError("POT", "transport", "exact optimal transport") from error
-    costs = cost.detach().double().cpu().numpy()
-    if not np.isfinite(costs).all():
-        raise InputError("a transport cost is NaN or infinite; look at the features")
     rows, columns = costs.shape
     weights = np.full(rows, 1.0 / rows), np.full(columns, 1.0 / columns)
-    plan = ot.emd(*weights, costs, numItermax=1_000_000, numThreads=1)
-    return torch.from_numpy(plan).to(cost)
+    # dual values are not asked for and uniform weights need no check: a third of a small problem
+    less = {"center_dual": False, "check_marginals": False}
+    plan: NDArray[np.float64] = ot.emd(*weights, costs, numItermax=1_000_000, numThreads=1, **less)
+    return plan
 
 
 def sinkhorn(losses: Any, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:
