@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from graftwork.domains.molecules import (
     molecule_data,
     read_molecule_set,
 )
+from graftwork.domains.molecules import _chemistry as chemistry
 from graftwork.errors import InputError, MissingDependencyError, UnknownNameError
 
 BAD = {
@@ -26,6 +28,8 @@ BAD = {
     "unparsable": ("C1CC", "xyz", "CC(", "CC name"),
     "valence": ("C(C)(C)(C)(C)C", "C[NH4]"),
     "aromaticity": ("c1cccc1",),
+    # hydrogen at the end of a vague bond: RDKit parses it, finds no problem, and gives nothing
+    "other chemistry": ("BCl~[H]", "*Br:[H]"),
     "too long": ("C" * 201,),
 }
 NOTED = {
@@ -50,8 +54,38 @@ def test_every_problem_is_named(problem: str, value: object) -> None:
 
 
 def test_every_problem_and_note_has_a_test() -> None:
-    assert set(BAD) | {"other chemistry"} == set(PROBLEMS)
+    assert set(BAD) == set(PROBLEMS)
     assert set(NOTED) | {"unknown tokens", "duplicate"} == set(NOTES)
+
+
+def test_an_error_inside_rdkit_is_other_chemistry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RDKit's own failed checks come as RuntimeError, with pages of text."""
+    plain = chemistry.rdkit("the test")
+
+    def fails(smiles: str, sanitize: bool = True) -> object:
+        if sanitize and smiles == "CCO":
+            raise RuntimeError("Pre-condition Violation\n\tbad atom\n\tRDKIT: 2026.1")
+        return plain.MolFromSmiles(smiles, sanitize=sanitize)
+
+    failing = SimpleNamespace(MolFromSmiles=fails, MolToSmiles=plain.MolToSmiles)
+    monkeypatch.setattr(chemistry, "rdkit", lambda _: failing)
+    rows = check_molecules(["CCO", "CC"]).rows
+    assert (rows[0].problem, rows[0].reason) == ("other chemistry", "Pre-condition Violation")
+    assert rows[1].smiles == "CC", "the next row goes on"
+
+
+def test_a_problem_of_an_unknown_kind_is_other_chemistry(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = chemistry.rdkit("the test")
+    found = SimpleNamespace(GetType=lambda: "AtomSulksException", Message=lambda: "atom 3 sulks")
+    failing = SimpleNamespace(
+        MolFromSmiles=lambda text, sanitize=True: (
+            None if sanitize else plain.MolFromSmiles(text, sanitize=False)
+        ),
+        DetectChemistryProblems=lambda mol: (found,),
+    )
+    monkeypatch.setattr(chemistry, "rdkit", lambda _: failing)
+    (line,) = check_molecules(["CCO"]).lines()
+    assert line == "the molecules, row 1: other chemistry (atom 3 sulks)"
 
 
 @pytest.mark.parametrize(("note", "pair"), NOTED.items())
