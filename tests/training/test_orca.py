@@ -14,6 +14,7 @@ import torch
 from graftwork._errors import ConfigError, UnsupportedError
 from graftwork.bases import blank, load
 from graftwork.deltas import load as load_delta
+from graftwork.deltas import values_of
 from graftwork.tasks import ForeignInput, Table, TaskConfig, foreign_task, predict
 from graftwork.training import (
     OrcaConfig,
@@ -231,7 +232,18 @@ def test_law10_kill_while_aligning_and_while_refining_then_resume(tmp_path: Path
 @pytest.mark.slow
 def test_law10_two_processes_give_the_delta_of_one(tmp_path: Path, run: Run) -> None:
     one = {"out": str(tmp_path / "one"), "recipe": "orca", "train": {"dropout": False}}
+    one["stored"] = "float64"
     assert run(one, {**one, "out": str(tmp_path / "two"), "processes": 2}) == [0, 0]
+    deltas = [load_delta(tmp_path / name / "delta.safetensors") for name in ("one", "two")]
+    assert deltas[0].updates.keys() == deltas[1].updates.keys() != set()
+    for name, update in deltas[0].updates.items():
+        assert torch.equal(update.sparse.positions, deltas[1].updates[name].sparse.positions)
+        values = [values_of(d.updates[name].sparse.values) for d in deltas]
+        torch.testing.assert_close(*values, rtol=0, atol=1e-5)
+    for name, port in deltas[0].ports.items():
+        for key, tensor in port.tensors.items():
+            pair = values_of(tensor), values_of(deltas[1].ports[name].tensors[key])
+            torch.testing.assert_close(*pair, rtol=0, atol=1e-5)
     a, b = (
         json.loads((tmp_path / n / "result.json").read_text())["metrics"] for n in ("one", "two")
     )
