@@ -85,7 +85,7 @@ class Recipe:
     """Longest unlabelled molecule, the two ends counted."""
     molecules: int = 4200
     """Labelled molecules of a set that are used in all."""
-    pretrain_steps: int = 1500
+    pretrain_steps: int = 3000
     """Updates of pretraining, 64 molecules each."""
     labels: int = 300
     """Labelled molecules to fine-tune on."""
