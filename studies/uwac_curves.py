@@ -56,7 +56,7 @@ def plot(results: dict[str, Any]) -> None:
 
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.8), layout="constrained")
     shown = {"target_q": "mean target Q", "weight": "mean weight", "mmd": "MMD before the tanh"}
     for axis, (key, label) in zip(axes, shown.items(), strict=True):
         for name in next(iter(results.values())):
@@ -69,10 +69,11 @@ def plot(results: dict[str, Any]) -> None:
         axis.set_xlabel("updates")
         axis.set_title(label, fontsize=10)
         axis.grid(alpha=0.25)
-    axes[0].set_yscale("symlog", linthresh=10)
+    axes[0].set_yscale("log")
     axes[0].axhline(2000, color="0.5", linestyle=":", linewidth=1)
-    axes[0].annotate("most that rewards allow", (0, 2100), color="0.4", fontsize=8)
-    axes[0].legend(frameon=False, fontsize=8)
+    axes[0].annotate("most that rewards allow", (0, 2200), color="0.4", fontsize=8)
+    lines, labels = axes[0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     figure.savefig(DRAWING, metadata={"Date": None, "Creator": None})
     print(DRAWING)
 
