@@ -19,6 +19,26 @@ TWO_LAYERS = {"dense": "hidden", "out_proj": "out"}
 """Layers of a task model's head of two layers -> those of our head."""
 
 
+def head_ports(
+    heads: Heads, activation: str | None, stored: str | None
+) -> tuple[dict[str, Port], dict[str, Any]]:
+    """Return the port "head", and what is needed to store it again; both empty without a head.
+
+    Raises:
+        UnsupportedError: several modules are lacking, or the head has layers that no port holds.
+    """
+    if not heads:
+        return {}, {}
+    if len(heads) > 1:
+        raise UnsupportedError(
+            f"the base lacks several stored modules: {', '.join(map(repr, heads))}; load the base "
+            "with the class of its task, so that they are a part of it"
+        )
+    ((module, tensors),) = heads.items()
+    port, form = take_head(module, tensors, activation, stored)
+    return {"head": port}, {"head": {"module": module, **form}}
+
+
 def take_head(
     module: str, tensors: Mapping[str, Tensor], activation: str | None, stored: str | None
 ) -> tuple[Port, dict[str, Any]]:

@@ -60,7 +60,7 @@ def export_peft(
     check(base, delta)
     options = options or ExportOptions()
     task_type = options.task_type or delta.provenance.get("task_type")
-    head = _head_port(delta)
+    head = head_port(delta)
     outputs = int(delta.ports[head].config["out_features"]) if head else None
     names = task_names(base, task_type, outputs)
     found = sort_updates(base, delta)
@@ -219,15 +219,29 @@ def _exactly(module: str) -> str:
     return f"^{re.escape(module)}"
 
 
-def _head_port(delta: Delta) -> str | None:
+def head_port(delta: Delta) -> str | None:
+    """Return the name of the delta's one port, a head; None where it has no ports.
+
+    Raises:
+        UnsupportedError: another port, which other libraries cannot hold.
+    """
     for name, port in delta.ports.items():
         if name != "head" or port.kind != "head":
             raise UnsupportedError(
-                f"PEFT cannot hold the port {name!r} of kind {port.kind!r}; keep the delta in "
-                "graftwork's own file, or drop the port with dataclasses.replace(delta, ports={})"
+                f"other libraries cannot hold the port {name!r} of kind {port.kind!r}; keep the "
+                "delta in graftwork's own file, or drop the port with "
+                "dataclasses.replace(delta, ports={})"
             )
         return name
     return None
+
+
+def head_with_names(
+    delta: Delta, base: Base, task_type: str | None, outputs: int | None, options: ExportOptions
+) -> tuple[TaskNames, tuple[str, dict[str, Tensor]]]:
+    """Return the names of a task's model, and the name and tensors of its head."""
+    names = task_names(base, task_type, outputs)
+    return names, _head(delta, names, options)
 
 
 def _head(delta: Delta, names: TaskNames, options: ExportOptions) -> tuple[str, dict[str, Tensor]]:

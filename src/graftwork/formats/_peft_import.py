@@ -12,9 +12,9 @@ from torch import Tensor
 
 from graftwork._errors import DeltaFileError, UnsupportedError
 from graftwork.bases import Base
-from graftwork.deltas import Delta, LowRank, Port, Stored, Update, quantise
+from graftwork.deltas import Delta, LowRank, Stored, Update, quantise
 from graftwork.formats._foreign import read_config, read_pickled, read_tensors
-from graftwork.formats._heads import Heads, take_head
+from graftwork.formats._heads import head_ports
 from graftwork.formats._peft_config import PeftConfig, parse_config
 from graftwork.formats._peft_keys import Adapter, sort_keys
 from graftwork.formats._places import (
@@ -84,7 +84,7 @@ def import_peft(
     for name, place in places.items():
         _add_module(updates, place, config, adapter, (name, options))
     heads = take_whole(updates, base, config, adapter)
-    ports, remembered = _ports(heads, options)
+    ports, remembered = head_ports(heads, options.head_activation, options.stored)
     known = {**origin("peft", weights), "task_type": config.task_type, "heads": remembered}
     return stamped(base, updates, ports, options.signature, known)
 
@@ -200,20 +200,6 @@ def _add_scale(
     if place.bias is not None and not feeds_forward:
         shape = place.bias.shape
         updates[place.bias.name] = Update(shape, scale=quantise(vector, stored))
-
-
-def _ports(heads: Heads, options: ImportOptions) -> tuple[dict[str, Port], dict[str, Any]]:
-    ports: dict[str, Port] = {}
-    remembered: dict[str, Any] = {}
-    if len(heads) > 1:
-        raise UnsupportedError(
-            f"the base lacks several stored modules: {', '.join(map(repr, heads))}; load the base "
-            "with the class of its task, so that they are a part of it"
-        )
-    for module, tensors in heads.items():
-        ports["head"], form = take_head(module, tensors, options.head_activation, options.stored)
-        remembered["head"] = {"module": module, **form}
-    return ports, remembered
 
 
 def _type(tensor: Tensor) -> str:

@@ -56,8 +56,6 @@ def task_names(base: Base, task_type: str | None, outputs: int | None) -> TaskNa
     """
     if task_type is None or not hasattr(base.model, "config"):
         return TaskNames(lambda name: name, {})
-    if task_type not in _CLASSES:
-        raise UnknownNameError("task type", task_type, _CLASSES)
     shapes = _shapes(base, task_type, outputs)
     ours = [name for name, _ in base.model.named_parameters()]
     prefix = str(getattr(base.model, "base_model_prefix", ""))
@@ -75,21 +73,35 @@ def task_names(base: Base, task_type: str | None, outputs: int | None) -> TaskNa
     )
 
 
-def _shapes(base: Base, task_type: str, outputs: int | None) -> dict[str, tuple[int, ...]]:
+def task_model(base: Base, task_type: str, outputs: int | None) -> nn.Module:
+    """Return a model with the class of a task and the base's config; its weights mean nothing yet.
+
+    Raises:
+        UnknownNameError: no such task type.
+        UnsupportedError: transformers has no such class for this model.
+    """
     import copy
 
     import transformers
 
+    if task_type not in _CLASSES:
+        raise UnknownNameError("task type", task_type, _CLASSES)
     config: Any = copy.deepcopy(base.model.config)
     if outputs is not None:
         config.num_labels = outputs
     kind: Any = getattr(transformers, _CLASSES[task_type])
     try:
-        with torch.device("meta"):
+        with torch.random.fork_rng(devices=[]):
             model: nn.Module = kind.from_config(config)
     except (ValueError, KeyError) as cause:
         reason = str(cause).partition("\n")[0]
         raise UnsupportedError(
             f"transformers has no class for {task_type} of {type(base.model).__name__}: {reason}"
         ) from cause
+    return model
+
+
+def _shapes(base: Base, task_type: str, outputs: int | None) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        model = task_model(base, task_type, outputs)
     return {name: tuple(p.shape) for name, p in model.named_parameters()}

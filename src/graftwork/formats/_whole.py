@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -29,22 +29,43 @@ def take_whole(
             lacks; a shape or a buffer other than the base's.
         UnsupportedError: a tied parameter of which one name is changed only.
     """
+    for name in adapter.whole:
+        _check_explained(base, config, adapter, name)
+    heads = change_whole(
+        updates, base, adapter.whole, lambda name: _head_module(base, config, name)
+    )
+    _check_promised(base, config, adapter)
+    return heads
+
+
+def change_whole(
+    updates: dict[str, Update],
+    base: Base,
+    whole: Mapping[str, Tensor],
+    head_module: Callable[[str], str],
+) -> Heads:
+    """Add what stored tensors change of the base to `updates`; return those of heads.
+
+    Args:
+        updates: get a dense term for each tensor that differs from the base's.
+        base: the base.
+        whole: name -> stored tensor.
+        head_module: from the name of a tensor that the base lacks to the module it belongs to.
+    """
     heads: Heads = {}
     known, buffers = known_names(base), dict(base.model.named_buffers())
     done: set[str] = set()
-    for name, tensor in adapter.whole.items():
-        _check_explained(base, config, adapter, name)
+    for name, tensor in whole.items():
         if name in known:
             piece = find_piece(base, name)
             if piece.name not in done:
-                _change(updates, base, adapter.whole, name)
+                _change(updates, base, whole, name)
             done.add(piece.name)
         elif name in buffers:
             _same_buffer(name, tensor, buffers[name])
         else:
-            module = _head_module(base, config, name)
+            module = head_module(name)
             heads.setdefault(module, {})[name.removeprefix(f"{module}.")] = tensor
-    _check_promised(base, config, adapter)
     return heads
 
 
