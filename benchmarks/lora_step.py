@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from graftwork import bases
-from graftwork.tuning import LoRA, adam
+from graftwork.tuning import DoRA, LoRA, adam
 
 RANK, ALPHA, RATE = 8, 16.0, 1e-3
 TARGETS = {
@@ -70,7 +70,7 @@ def loss_of(module: nn.Module, head: Pairs, words: Tensor, labels: Tensor) -> Te
 
 
 def ours(base: bases.Base, kind: str, targets: str, args: argparse.Namespace) -> Step:
-    make = {"lora": LoRA}[kind]
+    make = {"lora": LoRA, "dora": DoRA}[kind]
     tuner = make(rank=RANK, alpha=ALPHA, dropout=args.dropout, values_lr=RATE, head_lr=RATE)
     attachment = tuner.attach(base, base.names.match(TARGETS[targets][0]), seed=0)
     torch.manual_seed(0)

@@ -13,7 +13,7 @@ from tests.tuning.support import plain_base
 from torch import nn
 from torch.nn import functional as F
 
-from graftwork.tuning import LoRA, Tuner, adam
+from graftwork.tuning import IA3, Attachment, DoRA, LoRA, Tuner, adam
 
 STEPS, RATE = 60, 3e-3
 SHARP = 20.0
@@ -69,7 +69,7 @@ def factors_of(rival: nn.Module) -> dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
 def put(attachment, factors) -> None:
-    state = attachment.tensors()
+    state = {key: value for key, value in attachment.tensors().items() if "block" in key}
     assert {key.partition("/")[0] for key in state} == set(factors)
     with torch.no_grad():
         for name, (left, right) in factors.items():
@@ -79,12 +79,21 @@ def put(attachment, factors) -> None:
 
 
 def train_both(name: str, tuner: Tuner, rival: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    case = CASES[name]
     base = plain_base(untied(name))
     attachment = tuner.attach(base, base.names.match(MODELS[name][1]), seed=0)
     put(attachment, factors_of(rival))
+    return side_by_side(name, tuner, attachment, rival)
+
+
+def side_by_side(
+    name: str, tuner: Tuner, attachment: Attachment, rival: nn.Module
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Train both on the same batches; return what they give then."""
+    case = CASES[name]
     ours = adam(tuner.stages[0], attachment)
-    theirs = torch.optim.Adam([p for p in rival.parameters() if p.requires_grad], lr=RATE)
+    theirs = torch.optim.Adam(
+        [p for p in rival.parameters() if p.requires_grad], lr=tuner.values_lr
+    )
     losses = []
     for step in range(STEPS):
         batch = case.batch(32, seed=step + 1)
@@ -99,7 +108,7 @@ def train_both(name: str, tuner: Tuner, rival: nn.Module) -> tuple[torch.Tensor,
             optimiser.step()
             optimiser.zero_grad()
         losses.append(pair)
-    assert losses[-1][0] < 0.7 * losses[0][0]
+    assert losses[-1][0] < (0.9 if isinstance(tuner, IA3) else 0.7) * losses[0][0]
     inputs = case.batch(16, seed=99).inputs
     with torch.no_grad(), attachment.settled() as module:
         return case.call(module, inputs), case.call(rival, inputs)
@@ -130,7 +139,7 @@ def test_pissa_trained_beside_peft_with_another_base():
     """PEFT moves the principal part out of its base; ours stays, and the difference is learnt."""
     rival = rival_of("vit", init_lora_weights="pissa")
     tuner = LoRA(rank=3, alpha=6.0, start="principal", values_lr=RATE)
-    case, base = CASES["vit"], plain_base(untied("vit"))
+    base = plain_base(untied("vit"))
     attachment = tuner.attach(base, base.names.match(MODELS["vit"][1]), seed=0)
     before = copy.deepcopy(base.model.state_dict())
     signs = factors_of(rival)  # a singular vector has two signs; take theirs
@@ -138,20 +147,32 @@ def test_pissa_trained_beside_peft_with_another_base():
     for name, (left, right) in signs.items():
         product = state[f"{name}/block_0.left"] @ state[f"{name}/block_0.right"]
         torch.testing.assert_close(product, (left @ right).detach(), rtol=1e-4, atol=1e-5)
-    ours = adam(tuner.stages[0], attachment)
-    theirs = torch.optim.Adam([p for p in rival.parameters() if p.requires_grad], lr=RATE)
-    for step in range(STEPS):
-        batch = case.batch(32, seed=step + 1)
-        attachment.prepare(step / STEPS, seed=step)
-        for module in (attachment.module, rival):
-            F.cross_entropy(SHARP * case.call(module, batch.inputs), batch.targets).backward()
-        attachment.collect()
-        for optimiser in (ours, theirs):
-            optimiser.step()
-            optimiser.zero_grad()
-    inputs = case.batch(16, seed=99).inputs
-    with torch.no_grad(), attachment.settled() as module:
-        torch.testing.assert_close(
-            case.call(module, inputs), case.call(rival, inputs), rtol=1e-3, atol=1e-3
-        )
+    found, wanted = side_by_side("vit", tuner, attachment, rival)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
     assert all(torch.equal(before[k], v) for k, v in base.model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_dora_trained_beside_peft_stays_the_same(name):
+    tuner = DoRA(rank=3, alpha=6.0, values_lr=RATE)
+    found, wanted = train_both(name, tuner, rival_of(name, use_dora=True))
+    torch.testing.assert_close(found, wanted, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize(("name", "second"), [("bert", "output.dense"), ("gpt2", "c_proj")])
+def test_ia3_trained_beside_peft_stays_the_same(name, second):
+    from peft import IA3Config, get_peft_model
+
+    layers = {"bert": ["key", "value"], "gpt2": ["c_attn"]}[name]
+    config = IA3Config(target_modules=[*layers, second], feedforward_modules=[second])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rival = get_peft_model(untied(name), config).eval()
+    base = plain_base(untied(name))
+    tuner = IA3(feedforward=(f"*{second}.weight",), values_lr=20 * RATE)
+    names = base.names.match([f"*{layer}.weight" for layer in (*layers, second)])
+    attachment = tuner.attach(base, names, seed=0)
+    trained = sum(p.numel() for p in rival.parameters() if p.requires_grad)
+    assert attachment.report()["values"] == trained
+    found, wanted = side_by_side(name, tuner, attachment, rival)
+    torch.testing.assert_close(found, wanted, rtol=2e-4, atol=2e-4)

@@ -38,16 +38,20 @@ A stage that draws nothing (`Full`, `Head`, masks) runs in the same loop.
 
 from graftwork.tuning._aligned import Aligned as Aligned
 from graftwork.tuning._as_delta import as_delta as as_delta
+from graftwork.tuning._bitfit import BitFit as BitFit
 from graftwork.tuning._diff_pruning import DiffPruning as DiffPruning
+from graftwork.tuning._dora import DoRA as DoRA
 from graftwork.tuning._fisher_mask import FisherMask as FisherMask
 from graftwork.tuning._full import Full as Full
 from graftwork.tuning._gradient_mask import GradientMask as GradientMask
 from graftwork.tuning._hard_concrete import HardConcrete as HardConcrete
 from graftwork.tuning._head import Head as Head
+from graftwork.tuning._ia3 import IA3 as IA3
 from graftwork.tuning._last_layer import LastLayer as LastLayer
 from graftwork.tuning._loop import adam as adam
 from graftwork.tuning._loop import stages as stages
 from graftwork.tuning._lora import LoRA as LoRA
+from graftwork.tuning._low_rank_sparse import LowRankSparse as LowRankSparse
 from graftwork.tuning._magnitude import Magnitude as Magnitude
 from graftwork.tuning._random_mask import RandomMask as RandomMask
 from graftwork.tuning._table import TUNERS as TUNERS
@@ -60,10 +64,13 @@ from graftwork.tuning._tuner import Tuner as Tuner
 from graftwork.tuning._warnings import TuningWarning as TuningWarning
 
 __all__ = [
+    "IA3",
     "TUNERS",
     "Aligned",
     "Attachment",
+    "BitFit",
     "DiffPruning",
+    "DoRA",
     "FisherMask",
     "Full",
     "GradientMask",
@@ -72,6 +79,7 @@ __all__ = [
     "Head",
     "LastLayer",
     "LoRA",
+    "LowRankSparse",
     "Magnitude",
     "RandomMask",
     "Role",
