@@ -15,7 +15,15 @@ from graftwork._errors import ConfigError, UnsupportedError
 from graftwork.bases import blank, load
 from graftwork.deltas import load as load_delta
 from graftwork.deltas import values_of
-from graftwork.tasks import ForeignInput, Table, TaskConfig, foreign_task, predict
+from graftwork.tasks import (
+    ForeignInput,
+    Table,
+    TaskConfig,
+    class_stream,
+    foreign_task,
+    predict,
+    pseudo_labels,
+)
 from graftwork.training import (
     OrcaConfig,
     RunConfig,
@@ -30,7 +38,7 @@ from tests.training.conftest import Run
 
 pytest.importorskip("ot", reason="the extra `transport` is absent")
 
-from tests.training.orca_toys import ALIGN, tables, text_base
+from tests.training.orca_toys import ALIGN, columns, tables, text_base
 
 SILENT = {"train": TrainConfig(steps=12, log_every=1), "task": TaskConfig(head_hidden=0)}
 TUNERS = {
@@ -179,6 +187,55 @@ def test_numbers_as_targets_are_aligned_by_clusters(tmp_path: Path) -> None:
     ready = prepare_orca(config, align, text_base(), rows)
     assert ready.task.streams["align"].draw().targets.unique().tolist() == [0, 1, 2, 3]
     assert "pearson" in orca(config, align, base=text_base(), tables=rows).metrics
+
+
+def _numbers(rows: int, seed: int) -> Table:
+    """A number and a category, and two targets of very different scales that follow them."""
+    part = columns(rows, seed)
+    height = np.asarray(part["height"])
+    blue = np.asarray([name == "blue" for name in part["colour"]], dtype=np.float64)
+    near, far = height / 10 - 17 + blue, 1e4 * (height - 170)
+    return Table({**part.columns, "near": near.tolist(), "far": far.tolist()})
+
+
+@pytest.mark.parametrize("distance", ["otdd", "mmd", "l2", "none"])
+def test_numbers_are_learnt_after_alignment_by_each_distance(distance: str, tmp_path: Path) -> None:
+    rows = {"train": _numbers(90, 0), "eval": _numbers(60, 1)}
+    task = TaskConfig(
+        kind="regression",
+        inputs=("height", "weight", "colour"),
+        label_columns=("near", "far"),
+        metrics=("rmse", "pearson"),
+        head_hidden=8,
+    )
+    config = _config(
+        tmp_path / "run", task=task, train=TrainConfig(steps=150, log_every=1), tuner=Full()
+    )
+    align = replace(ALIGN, distance=distance, clusters=5)
+    result = orca(config, align, base=text_base(), tables=rows)
+    curve = [row["distance"] for row in result.history if "distance" in row]
+    if distance == "none":
+        assert curve == []
+    else:
+        assert len(curve) == 8
+        assert curve[-1] < {"otdd": 0.8, "mmd": 0.9, "l2": 0.97}[distance] * curve[0]
+    spreads = {name: float(np.std(rows["eval"][name])) for name in task.label_columns}
+    for name, spread in spreads.items():
+        assert result.metrics[f"rmse/{name}"] < 0.7 * spread, (name, dict(result.metrics))
+
+
+def test_pseudo_classes_weigh_all_targets_alike() -> None:
+    """Far is a thousand times as large as near: k-means sees both standardised."""
+    task = TaskConfig(kind="regression", inputs=("height",), label_columns=("near", "far"))
+    train = _numbers(80, 0)
+    made = foreign_task(text_base(), task, tables={"train": train, "eval": train})
+    stream = class_stream(text_base(), made, rows=80, clusters=4)
+    near, far = (np.asarray(train[name]) for name in task.label_columns)
+    values = np.stack([(near - near.mean()) / near.std(), (far - far.mean()) / far.std()], axis=1)
+    wanted = pseudo_labels(values, 4)
+    assert stream.labels.tolist() == wanted.tolist()
+    raw = pseudo_labels(np.stack([near, far], axis=1), 4)
+    assert raw.tolist() != wanted.tolist()
 
 
 def test_another_base_of_the_same_kind_with_random_weights() -> None:

@@ -15,13 +15,13 @@ from graftwork.objectives._dataset_distance import DatasetDistance as DatasetDis
 from graftwork.objectives._dataset_distance import Labelled as Labelled
 from graftwork.objectives._estimate import DistanceEstimate as DistanceEstimate
 from graftwork.objectives._estimate import dataset_distance as dataset_distance
-from graftwork.objectives._feature_distances import kernel_mmd as kernel_mmd
-from graftwork.objectives._feature_distances import pairwise_l2 as pairwise_l2
+from graftwork.objectives._kernel_mmd import kernel_mmd as kernel_mmd
 from graftwork.objectives._label_distance import exact_w2 as exact_w2
 from graftwork.objectives._label_distance import gaussian_w2 as gaussian_w2
 from graftwork.objectives._label_distance import sinkhorn_w2 as sinkhorn_w2
 from graftwork.objectives._mmd import Kernel as Kernel
 from graftwork.objectives._mmd import mmd as mmd
+from graftwork.objectives._pairwise_l2 import pairwise_l2 as pairwise_l2
 from graftwork.objectives._squared_error import squared_error as squared_error
 from graftwork.objectives._table import OBJECTIVES as OBJECTIVES
 from graftwork.objectives._types import Model as Model

@@ -16,7 +16,8 @@ from torch import Tensor
 from graftwork._batch import Batch
 from graftwork._errors import ConfigError, InputError, UnsupportedError
 from graftwork.objectives._dataset_distance import DatasetDistance, Labelled
-from graftwork.objectives._feature_distances import kernel_mmd, pairwise_l2
+from graftwork.objectives._kernel_mmd import kernel_mmd
+from graftwork.objectives._pairwise_l2 import pairwise_l2
 from graftwork.objectives._types import Model
 
 Distance = Callable[[Labelled, Labelled], Tensor]

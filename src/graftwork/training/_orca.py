@@ -10,7 +10,7 @@ from typing import Any, Literal
 from graftwork._errors import ConfigError, InputError
 from graftwork.bases import Base
 from graftwork.nn import OutputNorm
-from graftwork.objectives import DISTANCES, Align, DatasetDistance, Distance, DistanceName
+from graftwork.objectives import DISTANCES, Align, DatasetDistance, Distance
 from graftwork.steps import AlignedSumConfig, PlainSumConfig
 from graftwork.tasks import (
     ForeignInput,
@@ -56,8 +56,9 @@ class OrcaConfig:
     """Most positions of the base that a row becomes."""
     layout: Literal["series", "field"] | None = None
     """What arrays with two axes are: "series" (channels, length) or "field"; empty: a field."""
-    distance: DistanceName = "otdd"
-    """"otdd": optimal transport of rows and classes; "mmd" and "l2" look at rows only."""
+    distance: Literal["otdd", "mmd", "l2", "none"] = "otdd"
+    """"otdd": optimal transport of rows and classes; "mmd" and "l2" look at rows only; "none": no
+    alignment, like 0 updates (the ablation of Shen et al.)."""
     entropic: bool = False
     """Distance "otdd": whether transport is entropic (GeomLoss, as in the paper) instead of exact
     (POT). Of some hundred rows exact is the faster and its gradients are right."""
@@ -87,14 +88,26 @@ class OrcaConfig:
                 "updates >= 0, align_rows >= 2 and clusters >= 1, not "
                 f"{self.updates}, {self.align_rows} and {self.clusters}"
             )
-        if self.distance not in DISTANCES:
-            raise ConfigError(f"distance: one of {list(DISTANCES)}, not {self.distance!r}")
+        if self.distance not in (*DISTANCES, "none"):
+            known = [*DISTANCES, "none"]
+            raise ConfigError(f"distance: one of {known}, not {self.distance!r}")
         if self.layout not in (None, "series", "field"):
             raise ConfigError(f"layout: 'series', 'field' or empty, not {self.layout!r}")
 
     @property
+    def steps(self) -> int:
+        """Updates of alignment, none where no distance is minimised."""
+        return 0 if self.distance == "none" else self.updates
+
+    @property
     def function(self) -> Distance:
-        """The distance that is minimised."""
+        """The distance that is minimised.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if self.distance == "none":
+            raise ConfigError("distance: nothing is aligned by 'none'")
         if self.distance != "otdd":
             return DISTANCES[self.distance]
         return DatasetDistance(
@@ -177,8 +190,8 @@ def prepare_orca(
         batch_size=config.train.batch_size or 32,
         seed=config.seed,
     )
-    source = _source(base, align, config.seed) if align.updates or align.match else None
-    if align.updates and source is not None:
+    source = _source(base, align, config.seed) if align.steps or align.match else None
+    if align.steps and source is not None:
         task = with_alignment(base, task, source, align, config.seed)
     train, share = _budget(config, align, task)
     tuner = Aligned(
@@ -240,7 +253,7 @@ def orca_tree(config: RunConfig, align: OrcaConfig) -> dict[str, Any]:
 
 
 def _source(base: Base, align: OrcaConfig, seed: int) -> SourceFeatures | None:
-    if base.tokenizer is None and not align.updates:
+    if base.tokenizer is None and not align.steps:
         return None
     texts = None
     if align.texts is not None:
@@ -255,8 +268,8 @@ def _source(base: Base, align: OrcaConfig, seed: int) -> SourceFeatures | None:
 def _budget(config: RunConfig, align: OrcaConfig, task: Task) -> tuple[TrainConfig, float]:
     """Return the run's budget with alignment before it, and alignment's share."""
     steps = sum(stage_steps(config.train, config.tuner.stages, task.streams["train"]))
-    total = steps + align.updates
-    return replace(config.train, steps=total, epochs=None), align.updates / total
+    total = steps + align.steps
+    return replace(config.train, steps=total, epochs=None), align.steps / total
 
 
 def _step(config: RunConfig, align: OrcaConfig) -> AlignedSumConfig:
