@@ -61,6 +61,12 @@ updates of refinement that is worth nothing here. Pilots on seeds 0, 1, 2: +6.2,
 naive on 120 rows, +4.6, +5.0, +5.2 on 30; +0.7, -1.0, -1.7 beside the matched start. With three
 seeds the intervals are wide.
 """,
+    "uwac": """**What was found.** BEAR's Q values run away as in the paper and UWAC's stay put, but
+the ablations say why: spectral normalisation alone is enough, and so are weights alone, which then
+hold Q by being near 0 (0.06 to 0.08). The variance of the dropout does not tell random actions from
+logged ones, not before training and not after: it grows with the square of Q, which is higher at
+logged actions, and divided by that square it is near chance. [More](uwac.md#what-was-measured).
+""",
 }
 """What a person concluded from the published results."""
 
