@@ -41,6 +41,12 @@ COMMANDS = {
     "predict": Command("graftwork.cli.predict", "use a delta on texts or a file"),
     "inspect": Command("graftwork.cli.inspect", "what a delta changes and where its bytes go"),
     "diff": Command("graftwork.cli.diff", "compare two deltas"),
+    "import": Command(
+        "graftwork.cli.import_delta", "make a delta of an adapter of PEFT, AdapterHub or loralib"
+    ),
+    "export": Command(
+        "graftwork.cli.export_delta", "write a delta as a PEFT adapter, a merged model or a card"
+    ),
     "claims": Command("graftwork.cli.claims", "list or run the claims of the papers"),
 }
 
