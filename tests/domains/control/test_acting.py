@@ -97,6 +97,15 @@ def test_rollouts_add_up_rewards_of_clipped_actions():
         rollout(Walk(), lambda o: o)
 
 
+def test_an_environment_that_cannot_draw_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def render(_: Walk) -> None:
+        raise RuntimeError("no such display")
+
+    monkeypatch.setattr(Walk, "render", render)
+    with pytest.raises(InputError, match="cannot draw itself .no such display.*MUJOCO_GL=egl"):
+        rollout(Walk(), lambda o: np.zeros(2), pictures=1)
+
+
 def test_a_film_can_be_read_back(tmp_path):
     imageio = pytest.importorskip("imageio.v3")
     frames = rollout(Walk(), lambda o: np.zeros(2), pictures=1).frames

@@ -86,7 +86,7 @@ def rollout(
             graphics card a picture takes far longer than a step.
 
     Raises:
-        InputError: an action of another shape than the environment's.
+        InputError: an action of another shape than the environment's, or it cannot draw itself.
     """
     box = environment.action_space
     returns, successes, frames = [], [], []
@@ -95,7 +95,7 @@ def rollout(
         total, success, done, step = 0.0, False, False, 0
         while not done:
             if pictures and episode == 0 and step % pictures == 0:
-                frames.append(np.asarray(environment.render(), dtype=np.uint8))
+                frames.append(_picture(environment))
             action = np.asarray(act(observation))
             if action.shape != box.shape:
                 raise InputError(
@@ -111,6 +111,16 @@ def rollout(
         returns.append(total)
         successes.append(success)
     return Rollouts(tuple(returns), tuple(successes), frames)
+
+
+def _picture(environment: Any) -> Frame:
+    try:
+        return np.asarray(environment.render(), dtype=np.uint8)
+    except (RuntimeError, ImportError, OSError) as error:
+        raise InputError(
+            f"the environment cannot draw itself ({error}); without a screen MuJoCo wants "
+            "MUJOCO_GL=egl or MUJOCO_GL=osmesa, and the library it names"
+        ) from error
 
 
 def normalised(name: str, value: float) -> float:
