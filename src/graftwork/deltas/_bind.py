@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -18,6 +18,7 @@ from graftwork._errors import UnsupportedError
 _SLOTS = "_graftwork_slots"
 
 
+@runtime_checkable
 class Computed(Protocol):
     """One computed parameter of one module."""
 
