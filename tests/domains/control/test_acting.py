@@ -102,7 +102,7 @@ def test_an_environment_that_cannot_draw_says_what_to_set(monkeypatch: pytest.Mo
         raise RuntimeError("no such display")
 
     monkeypatch.setattr(Walk, "render", render)
-    with pytest.raises(InputError, match="cannot draw itself .no such display.*MUJOCO_GL=egl"):
+    with pytest.raises(InputError, match=r"cannot draw itself .no such display.*MUJOCO_GL=egl"):
         rollout(Walk(), lambda o: np.zeros(2), pictures=1)
 
 
