@@ -2,6 +2,8 @@
 
 from graftwork.deltas._algebra import add as add
 from graftwork.deltas._algebra import average as average
+from graftwork.deltas._algebra import forget as forget
+from graftwork.deltas._algebra import negate as negate
 from graftwork.deltas._algebra import scale as scale
 from graftwork.deltas._apply import Applied as Applied
 from graftwork.deltas._apply import apply as apply
@@ -9,6 +11,9 @@ from graftwork.deltas._apply import detach as detach
 from graftwork.deltas._between import between as between
 from graftwork.deltas._bind import Computed as Computed
 from graftwork.deltas._bind import bind as bind
+from graftwork.deltas._compress import CompressConfig as CompressConfig
+from graftwork.deltas._compress import CompressReport as CompressReport
+from graftwork.deltas._compress import compress as compress
 from graftwork.deltas._delta import BaseLike as BaseLike
 from graftwork.deltas._delta import Delta as Delta
 from graftwork.deltas._delta import Fingerprint as Fingerprint
@@ -17,6 +22,10 @@ from graftwork.deltas._delta import fingerprint_of as fingerprint_of
 from graftwork.deltas._diff import DeltaDiff as DeltaDiff
 from graftwork.deltas._diff import TensorDiff as TensorDiff
 from graftwork.deltas._diff import diff as diff
+from graftwork.deltas._extract import ExtractConfig as ExtractConfig
+from graftwork.deltas._extract import Extraction as Extraction
+from graftwork.deltas._extract import extract as extract
+from graftwork.deltas._extract import low_rank_between as low_rank_between
 from graftwork.deltas._file import content_hash as content_hash
 from graftwork.deltas._file import dumps as dumps
 from graftwork.deltas._file import load as load
@@ -28,6 +37,12 @@ from graftwork.deltas._inspect import PortReport as PortReport
 from graftwork.deltas._inspect import TensorReport as TensorReport
 from graftwork.deltas._inspect import inspect as inspect
 from graftwork.deltas._inspect import layer_of as layer_of
+from graftwork.deltas._merge_report import Conflicts as Conflicts
+from graftwork.deltas._merge_report import MergeReport as MergeReport
+from graftwork.deltas._merge_report import TensorMerge as TensorMerge
+from graftwork.deltas._merging import METHODS as METHODS
+from graftwork.deltas._merging import MergeConfig as MergeConfig
+from graftwork.deltas._merging import merge as merge
 from graftwork.deltas._names import NameMap as NameMap
 from graftwork.deltas._names import Piece as Piece
 from graftwork.deltas._names import identity_names as identity_names
@@ -58,18 +73,26 @@ from graftwork.deltas._view import unconsumed as unconsumed
 from graftwork.deltas._view import view as view
 
 __all__ = [
+    "METHODS",
     "PORT_KINDS",
     "STORED",
     "Applied",
     "BaseLike",
+    "CompressConfig",
+    "CompressReport",
     "Computed",
+    "Conflicts",
     "Delta",
     "DeltaDiff",
+    "ExtractConfig",
+    "Extraction",
     "Fingerprint",
     "Inspection",
     "Int8Blocks",
     "LayerReport",
     "LowRank",
+    "MergeConfig",
+    "MergeReport",
     "NameMap",
     "Piece",
     "Port",
@@ -78,6 +101,7 @@ __all__ = [
     "Sparse",
     "Stored",
     "TensorDiff",
+    "TensorMerge",
     "TensorPrint",
     "TensorReport",
     "Update",
@@ -91,16 +115,22 @@ __all__ = [
     "build_ports",
     "check",
     "combine_ports",
+    "compress",
     "content_hash",
     "detach",
     "diff",
     "dumps",
+    "extract",
     "fingerprint_of",
+    "forget",
     "identity_names",
     "inspect",
     "layer_of",
     "load",
     "loads",
+    "low_rank_between",
+    "merge",
+    "negate",
     "port_of",
     "quantise",
     "replace_parameter",

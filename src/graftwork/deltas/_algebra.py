@@ -85,17 +85,41 @@ def average(deltas: Sequence[Delta]) -> Delta:
     return _combine([(delta, 1.0 / len(deltas)) for delta in deltas], "average")
 
 
+def negate(delta: Delta) -> Delta:
+    """Return the delta that undoes another: its difference times -1 (Ilharco et al., 2023).
+
+    Raises:
+        DeltaError: as for `scale`.
+    """
+    return scale(delta, -1.0)
+
+
+def forget(delta: Delta, amount: float = 1.0) -> Delta:
+    """Return the delta that makes a base forget a task: `-amount` times what it learnt.
+
+    Ilharco et al. (2023, sec. 3) choose the amount on held-out data, as large as leaves the other
+    abilities alone. Ports and signature belong to the task and are left out.
+
+    Raises:
+        DeltaError: as for `scale`; also for an amount that is not positive.
+    """
+    if not amount > 0:
+        raise DeltaError(f"the amount to forget is {amount}, it must be positive")
+    bare = Delta(delta.updates, fingerprint=delta.fingerprint, provenance=delta.provenance)
+    return scale(bare, -amount)
+
+
 def _combine(parts: list[tuple[Delta, float]], operation: str) -> Delta:
     if not all(math.isfinite(weight) for _, weight in parts):
         raise DeltaError(f"{operation}: the factor {parts[0][1]} is not finite")
     deltas = [delta for delta, _ in parts]
-    fingerprint = _join_fingerprints([delta.fingerprint for delta in deltas])
+    fingerprint = join_fingerprints([delta.fingerprint for delta in deltas])
     names = list(dict.fromkeys(name for delta in deltas for name in delta.updates))
     updates: dict[str, Update] = {}
     for name in names:
         present = [(d.updates[name], weight) for d, weight in parts if name in d.updates]
         try:
-            updates[name] = _combine_updates(present)
+            updates[name] = combine_updates(present)
         except DeltaError as error:
             raise DeltaError(f"{operation} of {name!r}: {error}") from None
     provenance: dict[str, Any] = {
@@ -106,14 +130,19 @@ def _combine(parts: list[tuple[Delta, float]], operation: str) -> Delta:
         provenance["factor"] = parts[0][1]
     return Delta(
         updates=updates,
-        ports=_join_ports(deltas),
-        signature=_join_signatures(deltas),
+        ports=join_ports(deltas),
+        signature=join_signatures(deltas),
         fingerprint=fingerprint,
         provenance=provenance,
     )
 
 
-def _combine_updates(parts: list[Weighted]) -> Update:
+def combine_updates(parts: list[Weighted]) -> Update:
+    """Return `sum_i w_i tau_i` of one tensor, term by term.
+
+    Raises:
+        DeltaError: the terms do not add (see the table of this file).
+    """
     first, weight = parts[0]
     if len(parts) == 1 and weight == 1.0:
         return first
@@ -195,7 +224,12 @@ def _double(stored: Stored) -> Tensor:
     return values_of(stored).detach().cpu().double()
 
 
-def _join_fingerprints(prints: list[Fingerprint]) -> Fingerprint:
+def join_fingerprints(prints: list[Fingerprint]) -> Fingerprint:
+    """Return the fingerprint of a delta made of deltas with these.
+
+    Raises:
+        FingerprintError: they are of different bases.
+    """
     tensors = dict(prints[0].tensors)
     processing = dict(prints[0].processing)
     for fingerprint in prints[1:]:
@@ -214,7 +248,12 @@ def _join_fingerprints(prints: list[Fingerprint]) -> Fingerprint:
     return Fingerprint(tensors, processing, any(f.asserted for f in prints))
 
 
-def _join_ports(deltas: list[Delta]) -> dict[str, Port]:
+def join_ports(deltas: list[Delta]) -> dict[str, Port]:
+    """Return the ports of all; those of one name must be equal to the bit.
+
+    Raises:
+        DeltaError: two of one name differ.
+    """
     ports: dict[str, Port] = {}
     for delta in deltas:
         for name, port in delta.ports.items():
@@ -226,7 +265,12 @@ def _join_ports(deltas: list[Delta]) -> dict[str, Port]:
     return ports
 
 
-def _join_signatures(deltas: list[Delta]) -> Mapping[str, Any]:
+def join_signatures(deltas: list[Delta]) -> Mapping[str, Any]:
+    """Return the one signature of those that have one.
+
+    Raises:
+        DeltaError: two differ.
+    """
     signatures = [delta.signature for delta in deltas if delta.signature]
     if any(signature != signatures[0] for signature in signatures[1:]):
         raise DeltaError(

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from graftwork._errors import DeltaError, UnknownNameError
 from graftwork.deltas._codec import entropy_bits
 from graftwork.deltas._delta import BaseLike, Delta, fingerprint_of
+from graftwork.deltas._fit import VALUE_BITS
 from graftwork.deltas._quantise import quantise
 from graftwork.deltas._terms import Sparse, Update
-
-_VALUE_BITS = {"int8": 8, "float16": 16, "bfloat16": 16, "float32": 32, "float64": 64}
 
 
 def between(
@@ -52,9 +51,8 @@ def between(
         >>> delta = between(base, tuned_model, keep=0.005)  # doctest: +SKIP
         >>> save(delta, "task.safetensors")  # doctest: +SKIP
     """
-    names = base.names.match(targets)
     state = tuned.state_dict() if isinstance(tuned, nn.Module) else dict(tuned)
-    differences = _differences(base, _cut(base, state, ignore), names)
+    differences = tuned_differences(base, state, targets, ignore)
     total = sum(difference.numel() for difference in differences.values())
     threshold, ties = _threshold(list(differences.values()), _count(keep, total))
     updates: dict[str, Update] = {}
@@ -77,12 +75,23 @@ def between(
     )
 
 
+def tuned_differences(
+    base: BaseLike, state: Mapping[str, Tensor], targets: Sequence[str], ignore: Sequence[str]
+) -> dict[str, Tensor]:
+    """Return the flat differences of the targets in a tuned state dict; see `between`.
+
+    Raises:
+        UnknownNameError, DeltaError: as for `between`.
+    """
+    return _differences(base, _cut(base, state, ignore), base.names.match(targets))
+
+
 def _update(
     difference: Tensor, chosen: Tensor, shape: tuple[int, ...], stored: str, *, dense: bool
 ) -> Update:
     positions = chosen.nonzero()[:, 0]
     numel, count = difference.numel(), positions.numel()
-    if dense and (numel - count) * _VALUE_BITS[stored] <= entropy_bits(numel, count):
+    if dense and (numel - count) * VALUE_BITS[stored] <= entropy_bits(numel, count):
         return Update(shape, dense=quantise(difference.reshape(shape), stored))
     return Update(shape, sparse=Sparse(positions, quantise(difference[positions], stored)))
 
