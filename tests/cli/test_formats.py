@@ -25,7 +25,7 @@ def adapter(tmp_path_factory, base) -> Path:
     torch.manual_seed(0)
     with quiet():
         model = get_peft_model(
-            AutoModel.from_pretrained(base), LoraConfig(r=2, target_modules=["query", "value"])
+            AutoModel.from_pretrained(base), LoraConfig(r=8, target_modules=["query", "value"])
         ).eval()
         optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-2)
         losses = []

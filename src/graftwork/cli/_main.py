@@ -41,6 +41,11 @@ COMMANDS = {
     "predict": Command("graftwork.cli.predict", "use a delta on texts or a file"),
     "inspect": Command("graftwork.cli.inspect", "what a delta changes and where its bytes go"),
     "diff": Command("graftwork.cli.diff", "compare two deltas"),
+    "merge": Command("graftwork.cli.merge", "merge deltas of one base into one"),
+    "compress": Command("graftwork.cli.compress", "make a delta smaller, and say what it lost"),
+    "extract": Command(
+        "graftwork.cli.extract", "take a delta of a fine-tuned model within a budget of bytes"
+    ),
     "import": Command(
         "graftwork.cli.import_delta", "make a delta of an adapter of PEFT, AdapterHub or loralib"
     ),

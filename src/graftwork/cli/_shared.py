@@ -159,6 +159,19 @@ def existing(path: Path, what: str) -> Path:
     raise InputError(f"{what} {str(path)!r} does not exist{near}")
 
 
+def new_file(path: Path) -> Path:
+    """Return `path` if a file can be written there.
+
+    Raises:
+        InputError: it is a folder, or its own folder does not exist.
+    """
+    if path.is_dir():
+        raise InputError(f"--out {path} is a folder; name a file, such as {path}/delta.safetensors")
+    if not path.parent.is_dir():
+        raise InputError(f"--out {path}: there is no folder {str(path.parent)!r}")
+    return path
+
+
 def size(count: float) -> str:
     """Return a number of bytes for people.
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from graftwork._errors import ConfigError, InputError
+from graftwork._errors import ConfigError
 from graftwork.cli._foreign import detect, fetched, read_signature
-from graftwork.cli._shared import emit, out, parse, size
+from graftwork.cli._shared import emit, new_file, out, parse, size
 
 if TYPE_CHECKING:
     from graftwork.bases import Base
@@ -60,11 +60,7 @@ def main(words: list[str]) -> None:
 
     source = fetched(flags.source)
     kind = detect(source) if flags.format == "auto" else flags.format
-    target = flags.out or Path(f"{Path(flags.source).stem}.safetensors")
-    if target.is_dir():
-        raise InputError(
-            f"--out {target} is a folder; name a file, such as {target}/delta.safetensors"
-        )
+    target = new_file(flags.out or Path(f"{Path(flags.source).stem}.safetensors"))
     base = bases.load(flags.base)
     # a file says what a base is called, not where it lay
     named = Path(flags.base).name if Path(flags.base).exists() else flags.base

@@ -36,6 +36,8 @@ class ExtractConfig:
     """Patterns of names in the checkpoint that are no part of the base, such as a head."""
     stored: str = "float16"
     """Type of the values."""
+    base_name: str | None = None
+    """What the base is loaded from, kept in the provenance; None: not said."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("sparse", "low_rank"):
@@ -85,7 +87,8 @@ def extract(
     search = _sparse if config.kind == "sparse" else _low_rank
     delta = search(base, state, differences, config)
     error = _error(delta, differences)
-    shown = {**delta.provenance, "error": error, "budget_bytes": config.budget_bytes}
+    named = {} if config.base_name is None else {"base": config.base_name}
+    shown = {**delta.provenance, "error": error, "budget_bytes": config.budget_bytes, **named}
     delta = Delta(delta.updates, fingerprint=delta.fingerprint, provenance=shown)
     return Extraction(delta, len(dumps(delta)), error, len(delta.updates))
 
@@ -136,7 +139,7 @@ def _sparse(
     while low < high:
         count = (low + high + 1) // 2
         delta = between(base, state, keep=count, **options)
-        if _size(delta) <= config.budget_bytes:
+        if _size(delta, config) <= config.budget_bytes:
             best, low = delta, count
         else:
             high = count - 1
@@ -165,7 +168,7 @@ def _low_rank(
     for _ in range(_TRIES):
         chosen = _greedy(items, budget)
         delta = _products(base, parts, chosen, config.stored) if chosen else None
-        if delta is not None and _size(delta) <= config.budget_bytes:
+        if delta is not None and _size(delta, config) <= config.budget_bytes:
             best, low = delta, budget
         else:
             high = budget - 1
@@ -244,9 +247,9 @@ def _products(
     return Delta(updates, fingerprint=fingerprint_of(base, updates), provenance=provenance)
 
 
-def _size(delta: Delta) -> int:
+def _size(delta: Delta, config: ExtractConfig) -> int:
     """Return the bytes of the file, with room for what `extract` still adds to the provenance."""
-    return len(dumps(delta)) + 64
+    return len(dumps(delta)) + 64 + len((config.base_name or "").encode())
 
 
 def _fitting(delta: Delta | None, config: ExtractConfig) -> Delta:
