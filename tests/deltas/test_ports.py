@@ -10,11 +10,12 @@ from torch import nn
 
 from graftwork._errors import DeltaError, UnknownNameError
 from graftwork.deltas import PORT_KINDS, Delta, Port, build_ports, port_of
-from graftwork.nn import Bottleneck, Codes, Columns, Head, InputEmbedder, Patches, Prompt
+from graftwork.nn import Bottleneck, Codes, Columns, Head, InputEmbedder, Patches, Prefix, Prompt
 
 MADE = {
     "head": (Head, {"in_features": 4, "out_features": 3, "hidden": 5, "activation": "relu"}),
     "prompt": (Prompt, {"length": 2, "width": 4}),
+    "prefix": (Prefix, {"layers": 2, "heads": 1, "length": 3, "width": 4}),
     "bottleneck": (Bottleneck, {"width": 4, "size": 2, "activation": "tanh"}),
     "input": (InputEmbedder, {"in_features": 4, "width": 6}),
     "patches": (Patches, {"channels": 3, "patch": [2], "width": 6}),

@@ -211,10 +211,10 @@ def test_bottlenecks_add_their_weighted_contributions() -> None:
         module = Bottleneck(2, 3)
         nn.init.normal_(module.up.weight)
         port = port_of(module, "bottleneck", {"width": 2, "size": 3}, "float32")
-        deltas.append((Delta({}, {"bottleneck:out": port}), module))
+        deltas.append((Delta({}, {"after": port}), module))
 
     def run(module: nn.Module, ports: nn.ModuleDict, inputs: Any) -> Tensor:
-        return ports["bottleneck:out"](held.case.call(module, inputs))
+        return ports["after"](held.case.call(module, inputs))
 
     one = held.batch.select(torch.arange(1))
     row = [(deltas[0][0], 0.5), (deltas[1][0], -2.0)]

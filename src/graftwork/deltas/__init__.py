@@ -43,17 +43,20 @@ from graftwork.deltas._merge_report import TensorMerge as TensorMerge
 from graftwork.deltas._merging import METHODS as METHODS
 from graftwork.deltas._merging import MergeConfig as MergeConfig
 from graftwork.deltas._merging import merge as merge
+from graftwork.deltas._mounts import is_causal as is_causal
+from graftwork.deltas._mounts import mount as mount
+from graftwork.deltas._mounts import place_of as place_of
 from graftwork.deltas._names import NameMap as NameMap
 from graftwork.deltas._names import Piece as Piece
 from graftwork.deltas._names import identity_names as identity_names
 from graftwork.deltas._plan import Weighted as Weighted
 from graftwork.deltas._plan import check as check
+from graftwork.deltas._port_mix import combine_ports as combine_ports
 from graftwork.deltas._ports import PORT_KINDS as PORT_KINDS
 from graftwork.deltas._ports import build_ports as build_ports
 from graftwork.deltas._ports import port_of as port_of
 from graftwork.deltas._quantise import STORED as STORED
 from graftwork.deltas._quantise import quantise as quantise
-from graftwork.deltas._rows import combine_ports as combine_ports
 from graftwork.deltas._rows import run_rows as run_rows
 from graftwork.deltas._seeded import seeded_counts as seeded_counts
 from graftwork.deltas._seeded import seeded_positions as seeded_positions
@@ -125,12 +128,15 @@ __all__ = [
     "forget",
     "identity_names",
     "inspect",
+    "is_causal",
     "layer_of",
     "load",
     "loads",
     "low_rank_between",
     "merge",
+    "mount",
     "negate",
+    "place_of",
     "port_of",
     "quantise",
     "replace_parameter",

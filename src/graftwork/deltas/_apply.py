@@ -8,9 +8,10 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
-from graftwork._errors import DeltaError
+from graftwork._errors import DeltaError, UnsupportedError
 from graftwork.deltas._applied import CARRIED, Saved, refuse_applied
 from graftwork.deltas._delta import BaseLike, Delta
+from graftwork.deltas._mounts import place_of
 from graftwork.deltas._names import Piece
 from graftwork.deltas._plan import Part, make_plan
 from graftwork.deltas._terms import Sparse, values_of
@@ -72,7 +73,7 @@ def apply(base: BaseLike, delta: Delta) -> Applied:
 
     Args:
         base: a base; it can carry one delta at a time.
-        delta: updates to put in; its ports are not part of the module, see `build_ports`.
+        delta: updates to put in; a head is not part of the module, see `build_ports`.
 
     Returns:
         A handle with `detach()`. As a context manager it gives the module and detaches at the end,
@@ -81,9 +82,15 @@ def apply(base: BaseLike, delta: Delta) -> Applied:
     Raises:
         FingerprintError: the delta was made for another base.
         DeltaError: an update does not fit, or the base carries another delta.
-        UnsupportedError: a touched parameter cannot be supported.
+        UnsupportedError: a touched parameter cannot be supported, or a port is inside the base.
     """
     refuse_applied(base.model)
+    mounted = [name for name, port in delta.ports.items() if place_of(name, port.kind)]
+    if mounted:
+        raise UnsupportedError(
+            f"port {mounted[0]!r} is a module inside the base, which no change of weights in place "
+            "can be; use view(base, delta)"
+        )
     plan = make_plan(base, [(delta, 1.0)])
     saved: list[Saved] = []
     CARRIED[base.model] = saved

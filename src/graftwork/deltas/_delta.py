@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
+from graftwork.deltas._mounts import place_of
 from graftwork.deltas._names import NameMap
 from graftwork.deltas._terms import Port, Update
 
@@ -63,15 +64,24 @@ class BaseLike(Protocol):
         """Fingerprints of the named (canonical) tensors."""
 
 
-def fingerprint_of(base: BaseLike, names: Iterable[str]) -> Fingerprint:
+def fingerprint_of(
+    base: BaseLike, names: Iterable[str], ports: Mapping[str, Port] | None = None
+) -> Fingerprint:
     """Return the fingerprint of a delta that touches the named tensors of `base`.
+
+    Arguments:
+        base: the base that the delta was learnt on.
+        names: what its updates change.
+        ports: its ports; those inside the base touch the tensor that says where.
 
     Example:
         >>> from graftwork.bases import load
         >>> list(fingerprint_of(load(nn.Linear(2, 3)), ["bias"]).tensors)
         ['bias']
     """
-    return Fingerprint(dict(base.prints(names)), dict(base.processing))
+    places = (place_of(name, port.kind) for name, port in (ports or {}).items())
+    touched = [*names, *(base.names[place].name for place in places if place)]
+    return Fingerprint(dict(base.prints(dict.fromkeys(touched))), dict(base.processing))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from graftwork._errors import DeltaError, FingerprintError, UnsupportedError
 from graftwork.deltas._delta import BaseLike, Delta, TensorPrint
+from graftwork.deltas._mounts import place_of
 from graftwork.deltas._names import Piece
 from graftwork.deltas._terms import Update
 from graftwork.deltas._tree import parameter_at
@@ -90,6 +91,8 @@ def check(base: BaseLike, delta: Delta) -> None:
     """
     made_for = delta.fingerprint
     names = [base.names[name].name for name in delta.updates]
+    places = (place_of(name, port.kind) for name, port in delta.ports.items())
+    names += [base.names[place].name for place in places if place]
     prints = {base.names[name].name: p for name, p in made_for.tensors.items()}
     found = base.prints(names)
     for name in names:
@@ -97,8 +100,8 @@ def check(base: BaseLike, delta: Delta) -> None:
         if expected is None:
             if not made_for.asserted:
                 raise FingerprintError(
-                    f"the delta changes {name!r} but has no fingerprint of it; extract it again "
-                    "from the base it was trained on"
+                    f"the delta changes {name!r}, or has a port there, but has no fingerprint of "
+                    "it; extract it again from the base it was trained on"
                 )
         elif found[name] != expected:
             raise FingerprintError(

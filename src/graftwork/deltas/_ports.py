@@ -13,12 +13,13 @@ from graftwork._errors import ConfigError, DeltaError, UnknownNameError
 from graftwork.deltas._delta import Delta
 from graftwork.deltas._quantise import quantise
 from graftwork.deltas._terms import Port, Stored, values_of
-from graftwork.nn import Bottleneck, Codes, Columns, Head, InputEmbedder, Patches, Prompt
+from graftwork.nn import Bottleneck, Codes, Columns, Head, InputEmbedder, Patches, Prefix, Prompt
 
 PORT_KINDS: Mapping[str, Callable[..., nn.Module]] = {
     "head": Head,
     "prompt": Prompt,
     "bottleneck": Bottleneck,
+    "prefix": Prefix,
     "input": InputEmbedder,
     "patches": Patches,
     "columns": Columns,

@@ -6,7 +6,7 @@ Faster paths are measured against it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from graftwork._batch import Batch
 from graftwork._errors import DeltaError, UnsupportedError, UnusedTensorError
 from graftwork.deltas._delta import BaseLike
 from graftwork.deltas._plan import Weighted
-from graftwork.deltas._ports import build_ports
+from graftwork.deltas._port_mix import combine_ports
 from graftwork.deltas._view import require_consumed, view
 
 Call = Callable[[nn.Module, nn.ModuleDict, Any], Tensor]
@@ -75,7 +75,7 @@ def _groups(rows: Sequence[Weighted]) -> dict[tuple[tuple[int, float], ...], lis
 
 def _run_group(base: BaseLike, deltas: Weighted, inputs: Any, call: Call) -> Tensor:
     module = view(base, deltas, unused="allow")
-    ports = combine_ports(deltas)
+    ports = combine_ports(deltas, mounted=False)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     used: set[str] = set()
     for name, port in ports.to(device).items():
@@ -88,76 +88,3 @@ def _run_group(base: BaseLike, deltas: Weighted, inputs: Any, call: Call) -> Ten
             f"port {unused[0]!r} of the delta was not consumed: the call does not run it"
         )
     return result
-
-
-def combine_ports(deltas: Weighted) -> nn.ModuleDict:
-    """Return the ports of a weighted list: one module a name.
-
-    Raises:
-        DeltaError: ports of one name that cannot be mixed.
-    """
-    found: dict[str, list[tuple[nn.Module, str, float]]] = {}
-    for delta, weight in deltas:
-        for name, module in build_ports(delta).items():
-            entry = (module, delta.ports[name].kind, float(weight))
-            found.setdefault(name, []).append(entry)
-    ports = nn.ModuleDict()
-    for name, entries in found.items():
-        ports._modules[name] = _combine(name, entries)
-    return ports.eval()
-
-
-def _combine(name: str, entries: list[tuple[nn.Module, str, float]]) -> nn.Module:
-    if len(entries) == 1 and entries[0][2] == 1.0:
-        return entries[0][0]
-    kinds = {kind for _, kind, _ in entries}
-    mixture = _MIXTURES.get(next(iter(kinds))) if len(kinds) == 1 else None
-    if mixture is None:
-        raise DeltaError(
-            f"ports {name!r} of kind {' and '.join(sorted(kinds))} cannot be mixed or weighted; "
-            "give the row one delta with such a port, of weight 1"
-        )
-    return mixture(name, [m for m, _, _ in entries], [w for _, _, w in entries])
-
-
-class _HeadSum(nn.Module):
-    """`sum_i w_i * head_i(x)`."""
-
-    def __init__(self, name: str, heads: Sequence[nn.Module], weights: Sequence[float]) -> None:
-        super().__init__()
-        self.name, self.heads, self.weights = name, nn.ModuleList(heads), tuple(weights)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the weighted sum of the heads' outputs."""
-        outputs = [head(x) for head in self.heads]
-        shapes = {tuple(o.shape[1:]) for o in outputs}
-        if len(shapes) > 1:
-            raise DeltaError(
-                f"heads {self.name!r} of one row have outputs of different shapes, "
-                f"{' and '.join(map(str, sorted(shapes)))}, and cannot be added"
-            )
-        out: Tensor = self.weights[0] * outputs[0]
-        for weight, output in zip(self.weights[1:], outputs[1:], strict=True):
-            out = out + weight * output
-        return out
-
-
-class _BottleneckSum(nn.Module):
-    """`x + sum_i w_i * (bottleneck_i(x) - x)`."""
-
-    def __init__(self, _name: str, parts: Sequence[nn.Module], weights: Sequence[float]) -> None:
-        super().__init__()
-        self.parts, self.weights = nn.ModuleList(parts), tuple(weights)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the stream with the weighted contributions of the bottlenecks."""
-        out = x
-        for weight, part in zip(self.weights, self.parts, strict=True):
-            out = out + weight * (part(x) - x)
-        return out
-
-
-_MIXTURES: Mapping[str, Callable[[str, Sequence[nn.Module], Sequence[float]], nn.Module]] = {
-    "head": _HeadSum,
-    "bottleneck": _BottleneckSum,
-}

@@ -17,7 +17,9 @@ from graftwork._errors import DeltaError, UnsupportedError, UnusedTensorError
 from graftwork.deltas._applied import refuse_applied
 from graftwork.deltas._bind import bind
 from graftwork.deltas._delta import BaseLike, Delta
+from graftwork.deltas._mounts import mount
 from graftwork.deltas._plan import Part, Weighted, adapted_parameter, make_plan
+from graftwork.deltas._port_mix import combine_ports
 from graftwork.deltas._tree import all_places, shared_copy
 
 _BINDING = "_graftwork_binding"
@@ -66,8 +68,9 @@ def view(
 
     Adapted parameters are computed at each access, in float32 (float64 for a float64 base) and
     cast to the parameter's type. `parameters()` still gives the base's own values; `state_dict()`
-    gives adapted ones, so saving a view saves the merged model. Ports of the delta (heads) are not
-    part of the module: see `build_ports`.
+    gives adapted ones, so saving a view saves the merged model. Ports at a place inside the base
+    (bottlenecks, prompts, prefixes: see `place_of`) run there; others, such as heads, are not part
+    of the module: see `build_ports`.
 
     Args:
         base: a base.
@@ -106,7 +109,8 @@ def view(
     if unused not in ("error", "allow"):
         raise DeltaError(f"unused must be 'error' or 'allow', not {unused!r}")
     refuse_applied(base.model)
-    plan = make_plan(base, [(delta, 1.0)] if isinstance(delta, Delta) else delta)
+    weighted = [(delta, 1.0)] if isinstance(delta, Delta) else delta
+    plan = make_plan(base, weighted)
     twin = shared_copy(base.model)
     binding = _Binding({part.piece.name for parts in plan.values() for part in parts})
     slots: dict[nn.Module, dict[str, _Slot]] = {}
@@ -115,12 +119,23 @@ def view(
             slots.setdefault(module, {})[leaf] = _Slot(parameter, plan[parameter], binding)
     for module, held in slots.items():
         bind(module, held)
+    _mount(base, twin, weighted, binding)
     vars(twin)[_BINDING] = binding
     binding.buffers = [(n, b, b._version) for n, b in twin.named_buffers() if not b.is_inference()]
     twin.register_forward_hook(_check_buffers)
     if unused == "error":
         twin.register_forward_hook(_check_consumed)
     return twin
+
+
+def _mount(base: BaseLike, twin: nn.Module, deltas: Weighted, binding: _Binding) -> None:
+    """Run the ports that are at a place of the base there."""
+    kinds = {name: port.kind for delta, _ in deltas for name, port in delta.ports.items()}
+    device = next((p.device for p in twin.parameters()), None)
+    for name, port in combine_ports(deltas, mounted=True).items():
+        binding.pending.add(name)
+        port.to(device).register_forward_hook(lambda *_, name=name: binding.pending.discard(name))
+        mount(base, twin, name, kinds[name], port)
 
 
 def unconsumed(module: nn.Module) -> tuple[str, ...]:

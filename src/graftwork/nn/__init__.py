@@ -14,6 +14,7 @@ from graftwork.nn._linear_attention import attention_weights as attention_weight
 from graftwork.nn._linear_attention import linear_attention as linear_attention
 from graftwork.nn._ports import Bottleneck as Bottleneck
 from graftwork.nn._ports import InputEmbedder as InputEmbedder
+from graftwork.nn._ports import Prefix as Prefix
 from graftwork.nn._ports import Prompt as Prompt
 from graftwork.nn._random_features import RandomFeatures as RandomFeatures
 from graftwork.nn._random_features import Redraw as Redraw
@@ -30,6 +31,7 @@ __all__ = [
     "InputEmbedder",
     "OutputNorm",
     "Patches",
+    "Prefix",
     "PromotingLinear",
     "Prompt",
     "RandomFeatures",

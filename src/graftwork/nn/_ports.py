@@ -43,6 +43,39 @@ class Prompt(nn.Module):
         return torch.cat((vectors, embedded), dim=1)
 
 
+class Prefix(nn.Module):
+    """Trainable keys and values before those of the input, in every attention layer.
+
+    Prefix tuning (Li and Liang, 2021, section 4.2), trained as they are: their reparametrisation by
+    a network is left out, as it is dropped after training.
+
+    Args:
+        layers: attention layers.
+        heads: key and value heads of a layer.
+        length: keys and values added.
+        width: width of a head.
+        deviation: standard deviation of the initial values.
+
+    Raises:
+        ConfigError: a size is not positive.
+
+    Example:
+        >>> Prefix(layers=2, heads=4, length=3, width=8)(torch.zeros(5, 7)).shape
+        torch.Size([2, 2, 5, 4, 3, 8])
+    """
+
+    def __init__(
+        self, layers: int, heads: int, length: int, width: int, deviation: float = 0.02
+    ) -> None:
+        super().__init__()
+        _positive("a prefix", layers=layers, heads=heads, length=length, width=width)
+        self.vectors = nn.Parameter(torch.randn(layers, 2, heads, length, width) * deviation)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return keys and values `(layers, 2, B, heads, length, width)` for inputs `(B, ...)`."""
+        return self.vectors.unsqueeze(2).expand(-1, -1, rows.shape[0], -1, -1, -1)
+
+
 class Bottleneck(nn.Module):
     """A residual adapter, `x + up(activation(down(x)))` (Houlsby et al., 2019, figure 2).
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from graftwork._batch import Batch
-from graftwork.deltas import BaseLike, Delta, Fingerprint, port_of
+from graftwork.deltas import BaseLike, Delta, fingerprint_of, port_of
 from graftwork.tasks import PortSpec, Signature
 from graftwork.training._trainee import Trainee, part
 from graftwork.tuning import Attachment, Group, Stage, StoredType
@@ -121,8 +121,9 @@ class Adaptation(Trainee):
             provenance: JSON about how it was made.
         """
         updates = self.attachment.extract(stored)
-        touched = Fingerprint(self.base.prints(updates), dict(self.base.processing))
-        ports = {
+        inside = self.attachment.ports(stored)
+        touched = fingerprint_of(self.base, updates, inside)
+        ports = inside | {
             name: port_of(module, self.specs[name].kind, self.specs[name].config, stored)
             for name, module in self.ports.items()
         }

@@ -39,6 +39,7 @@ A stage that draws nothing (`Full`, `Head`, masks) runs in the same loop.
 from graftwork.tuning._aligned import Aligned as Aligned
 from graftwork.tuning._as_delta import as_delta as as_delta
 from graftwork.tuning._bitfit import BitFit as BitFit
+from graftwork.tuning._bottlenecks import Bottlenecks as Bottlenecks
 from graftwork.tuning._diff_pruning import DiffPruning as DiffPruning
 from graftwork.tuning._dora import DoRA as DoRA
 from graftwork.tuning._fisher_mask import FisherMask as FisherMask
@@ -53,6 +54,8 @@ from graftwork.tuning._loop import stages as stages
 from graftwork.tuning._lora import LoRA as LoRA
 from graftwork.tuning._low_rank_sparse import LowRankSparse as LowRankSparse
 from graftwork.tuning._magnitude import Magnitude as Magnitude
+from graftwork.tuning._prompts import PrefixTuning as PrefixTuning
+from graftwork.tuning._prompts import PromptTuning as PromptTuning
 from graftwork.tuning._random_mask import RandomMask as RandomMask
 from graftwork.tuning._table import TUNERS as TUNERS
 from graftwork.tuning._tuner import Attachment as Attachment
@@ -69,6 +72,7 @@ __all__ = [
     "Aligned",
     "Attachment",
     "BitFit",
+    "Bottlenecks",
     "DiffPruning",
     "DoRA",
     "FisherMask",
@@ -81,6 +85,8 @@ __all__ = [
     "LoRA",
     "LowRankSparse",
     "Magnitude",
+    "PrefixTuning",
+    "PromptTuning",
     "RandomMask",
     "Role",
     "Stage",

@@ -9,12 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from graftwork._errors import TrainingError, UnsupportedError, UnusedTensorError
-from graftwork.deltas import BaseLike, Piece, Update, all_places, bind, shared_copy
+from graftwork.deltas import (
+    BaseLike,
+    Piece,
+    Port,
+    Update,
+    all_places,
+    bind,
+    mount,
+    port_of,
+    shared_copy,
+)
 from graftwork.tuning._branch import BRANCH, Branch, can_branch, consumer_of
 from graftwork.tuning._lazy import lazy_weight
 from graftwork.tuning._state import restore
@@ -22,6 +33,21 @@ from graftwork.tuning._trained import Trained
 from graftwork.tuning._tuner import Attachment, Group, Role, StoredType
 
 Unused = Literal["error", "allow"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inside:
+    """A module that is trained at a place inside the base.
+
+    Attributes:
+        module: of a kind that `graftwork.deltas.mount` knows.
+        kind: key of `graftwork.deltas.PORT_KINDS`.
+        config: JSON arguments that rebuild it.
+    """
+
+    module: nn.Module
+    kind: str
+    config: Mapping[str, Any]
 
 
 class _Slot:
@@ -87,6 +113,7 @@ class Adapted(Attachment):
         unused: "error": a target that the forward has not consumed after the first step is an error
             (law 7). "allow": for models that route.
         merge: roles that train at one rate and are one group.
+        inside: modules trained at places inside the base, by port name.
 
     Raises:
         UnsupportedError: dropout for a target that no layer runs as a branch.
@@ -100,14 +127,16 @@ class Adapted(Attachment):
         dropout: float = 0.0,
         unused: Unused = "error",
         merge: Mapping[Role, Role] | None = None,
+        inside: Mapping[str, Inside] | None = None,
     ) -> None:
-        self._base, self._targets = base, tuple(targets)
+        self._base, self._targets, self._inside = base, tuple(targets), dict(inside or {})
         self._unused, self._dropout, self._merge = unused, dropout, dict(merge or {})
-        self._pending = {target.name for target in targets}
+        self._pending = {*(target.name for target in targets), *self._inside}
         self._all = frozenset(self._pending)
         self.module = shared_copy(base.model)
         self._branches = 0
         self._bind()
+        self._mount()
 
     def _bind(self) -> None:
         parameters: dict[str, list[Trained]] = {}
@@ -137,6 +166,14 @@ class Adapted(Attachment):
         for module, bound in slots.items():
             bind(module, bound, forwards.get(module))
 
+    def _mount(self) -> None:
+        device = next((p.device for p in self.module.parameters()), None)
+        for name, held in self._inside.items():
+            held.module.to(device).register_forward_hook(
+                lambda *_, name=name: self._pending.discard(name)
+            )
+            mount(self._base, self.module, name, held.kind, held.module)
+
     def groups(self) -> Sequence[Group]:
         """Return the trained tensors by role; one that several targets share counts once."""
         roles: dict[Role, dict[int, nn.Parameter]] = {}
@@ -144,6 +181,9 @@ class Adapted(Attachment):
             for role, parameter in target.roles():
                 kept = roles.setdefault(self._merge.get(role, role), {})
                 kept.setdefault(id(parameter), parameter)
+        for held in self._inside.values():
+            kept = roles.setdefault("values", {})
+            kept.update({id(parameter): parameter for parameter in held.module.parameters()})
         return tuple(Group(role, tuple(kept.values())) for role, kept in roles.items())
 
     def prepare(self, progress: float, *, seed: int) -> None:  # noqa: ARG002  (nothing is drawn)
@@ -165,9 +205,10 @@ class Adapted(Attachment):
             UnusedTensorError: a target was not consumed.
         """
         if all(parameter.grad is None for parameter in self if parameter.requires_grad):
+            names = [*(target.name for target in self._targets), *self._inside]
             raise TrainingError(
-                f"none of the {len(self._targets)} tuned tensors received a gradient (first: "
-                f"{self._targets[0].name!r}); does the loss use attachment.module, and was "
+                f"none of the {len(names)} tuned tensors received a gradient (first: "
+                f"{names[0]!r}); does the loss use attachment.module, and was "
                 "backward() called before collect()?"
             )
         self._check_consumed()
@@ -207,9 +248,19 @@ class Adapted(Attachment):
         found = {t.name: t.update(self._frozen(t.piece), stored) for t in self._targets}
         return {name: update for name, update in found.items() if update is not None}
 
+    def ports(self, stored: StoredType = "float16") -> dict[str, Port]:
+        """Return the modules inside the base."""
+        return {
+            name: port_of(held.module, held.kind, held.config, stored)
+            for name, held in self._inside.items()
+        }
+
     def tensors(self) -> dict[str, Tensor]:
-        """Return all trained state, "<target>/<term>"."""
-        return {f"{t.name}/{key}": v for t in self._targets for key, v in t.tensors().items()}
+        """Return all trained state, "<target or port>/<name>"."""
+        state = {f"{t.name}/{key}": v for t in self._targets for key, v in t.tensors().items()}
+        for name, held in self._inside.items():
+            state |= {f"{name}/{key}": v for key, v in held.module.state_dict().items()}
+        return state
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore it."""
@@ -222,7 +273,7 @@ class Adapted(Attachment):
             "values": float(sum(parameter.numel() for parameter in self)),
             "tensors": float(len(self._targets)),
             "branches": float(self._branches),
-        }
+        } | ({"modules": float(len(self._inside))} if self._inside else {})
 
 
 def _offset(target: Trained) -> int:

@@ -21,7 +21,8 @@ def as_delta(
     Arguments:
         base: the base the updates were learnt on.
         updates: what `Attachment.extract` returned.
-        ports: modules at ports, such as `{"head": port_of(...)}`.
+        ports: modules at ports, such as `{"head": port_of(...)}`; of a tuner that trains modules
+            inside the base also what `Attachment.ports` returned.
         signature: JSON of the task's signature; empty for a bare weight difference.
         provenance: JSON about how it was made.
     """
@@ -29,6 +30,6 @@ def as_delta(
         updates=dict(updates),
         ports=dict(ports or {}),
         signature=dict(signature or {}),
-        fingerprint=fingerprint_of(base, updates),
+        fingerprint=fingerprint_of(base, updates, ports),
         provenance=dict(provenance or {}),
     )

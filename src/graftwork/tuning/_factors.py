@@ -6,13 +6,13 @@ r = rank. The product is `left (.., m, r) @ right (.., r, n)`.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from graftwork.tuning._seeded import seed_of
 from graftwork.tuning._tuner import Role
 
 Side = Literal["left", "right"]
@@ -126,6 +126,4 @@ def _balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _generator(seed: int, name: str) -> torch.Generator:
-    """Return a stream of its own for each name, so that other targets change nothing."""
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.Generator().manual_seed(seed_of(seed, name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from graftwork.tuning._bitfit import BitFit
+from graftwork.tuning._bottlenecks import Bottlenecks
 from graftwork.tuning._diff_pruning import DiffPruning
 from graftwork.tuning._dora import DoRA
 from graftwork.tuning._fisher_mask import FisherMask
@@ -14,6 +15,7 @@ from graftwork.tuning._last_layer import LastLayer
 from graftwork.tuning._lora import LoRA
 from graftwork.tuning._low_rank_sparse import LowRankSparse
 from graftwork.tuning._magnitude import Magnitude
+from graftwork.tuning._prompts import PrefixTuning, PromptTuning
 from graftwork.tuning._random_mask import RandomMask
 from graftwork.tuning._tuner import Tuner
 
@@ -31,5 +33,8 @@ TUNERS: dict[str, type[Tuner]] = {
     "ia3": IA3,
     "bitfit": BitFit,
     "low_rank_sparse": LowRankSparse,
+    "bottlenecks": Bottlenecks,
+    "prompt": PromptTuning,
+    "prefix": PrefixTuning,
 }
 """Name in configurations and on the command line -> config class."""

@@ -22,7 +22,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from graftwork.deltas import BaseLike, Update
+from graftwork.deltas import BaseLike, Port, Update
 
 Role = str
 """What trainable values are: "values", "gates", "head", or a port or part of a module by name."""
@@ -105,6 +105,13 @@ class Attachment(ABC):
     @abstractmethod
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore what `tensors` returned, bit for bit."""
+
+    def ports(self, stored: StoredType = "float16") -> dict[str, Port]:  # noqa: ARG002
+        """Return the learnt modules inside the base by port name, rounded; most tuners have none.
+
+        `module` runs them in training, and `graftwork.deltas.view` does afterwards.
+        """
+        return {}
 
     def report(self) -> dict[str, float]:
         """Return scalars worth logging (density, shift, ...)."""
