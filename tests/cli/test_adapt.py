@@ -149,7 +149,7 @@ TYPOS = """jsn json, exclued exclude, sed seed, stepss steps, bacth-size batch-s
 evl-every eval-every, print-cfg print-config, learning_rate learning-rates, warm-up warmup,
 precison precision, max-lenght max-length, tsk.data task.data, train.stpes train.steps,
 tuner.shre tuner.share"""
-UNRELATED = """verbose gpu workers rank alpha model optimizer quiet output yes parallel wandb
+UNRELATED = """verbose gpu workers kernel colour model optimizer quiet output yes parallel wandb
 version temperature threads tuner.colour train.foo"""
 
 

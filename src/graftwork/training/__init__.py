@@ -13,6 +13,7 @@ from graftwork.training._config import to_tree as to_tree
 from graftwork.training._config import to_yaml as to_yaml
 from graftwork.training._context import RunContext as RunContext
 from graftwork.training._context import Settings as Settings
+from graftwork.training._continue import continue_from as continue_from
 from graftwork.training._distributed import World as World
 from graftwork.training._distributed import current_world as current_world
 from graftwork.training._distributed import joined as joined
@@ -80,6 +81,7 @@ __all__ = [
     "Whole",
     "World",
     "adapt",
+    "continue_from",
     "current_world",
     "derive",
     "finish",

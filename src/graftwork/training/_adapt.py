@@ -8,10 +8,12 @@ from typing import Any
 import torch
 
 from graftwork.bases import Base, load
+from graftwork.deltas import content_hash
 from graftwork.tasks import TableStream, Task, make_task
 from graftwork.training._adaptation import Adaptation
 from graftwork.training._config import RunConfig, to_tree
 from graftwork.training._context import Settings
+from graftwork.training._continue import continue_from, load_delta
 from graftwork.training._distributed import World
 from graftwork.training._driver import Fitted
 from graftwork.training._finish import finish, versions
@@ -66,13 +68,17 @@ def _prepare(config: RunConfig, base: Base, task: Task) -> Prepared[DeltaOutcome
     adaptation = start(
         base, task, config.tuner, targets=config.targets, exclude=config.exclude, seed=config.seed
     )
+    notes = [_left_out(adaptation)] if adaptation.unreached else []
+    if config.continue_from is not None:
+        anew = continue_from(adaptation, load_delta(config.continue_from))
+        notes += [_note(adaptation, f"the delta has no such port: {n} starts anew") for n in anew]
     return Prepared(
         trainee=adaptation,
         task=task,
         train=config.train,
         step=config.step.build(),
         conclude=lambda fitted: _conclude(config, adaptation, task, fitted),
-        notes=[_left_out(adaptation)] if adaptation.unreached else [],
+        notes=notes,
         go_on=f"graftwork adapt --config {Path(config.out)}/config.yaml --resume",
     )
 
@@ -141,8 +147,12 @@ def provenance(
         del tree["train"][key]
     named = Path(config.base).name if Path(config.base).exists() else config.base
     kept = ("task", "tuner", "step", "train", "targets", "exclude", "stored", "seed")
+    begun = {}
+    if config.continue_from is not None:
+        begun["continued"] = content_hash(load_delta(config.continue_from))
     return {
         "base": named,
+        **begun,
         **{key: tree[key] for key in kept},
         "target_entries": target_entries(config, adaptation),
         "data_digests": {name: stream.digest for name, stream in task.streams.items()},
@@ -163,5 +173,8 @@ def _left_out(adaptation: Adaptation) -> dict[str, Any]:
     names = ", ".join(adaptation.unreached[:3])
     more = len(adaptation.unreached) - 3
     note = f"left out, as the loss does not reach them: {names}"
-    stage = adaptation.stages[0].name
-    return {"step": 0, "stage": stage, "note": note + (f" and {more} more" if more > 0 else "")}
+    return _note(adaptation, note + (f" and {more} more" if more > 0 else ""))
+
+
+def _note(adaptation: Adaptation, text: str) -> dict[str, Any]:
+    return {"step": 0, "stage": adaptation.stages[0].name, "note": text}

@@ -71,6 +71,9 @@ class RunConfig:
     loss reaches."""
     exclude: tuple[str, ...] = ()
     """Patterns to leave out."""
+    continue_from: str | None = None
+    """File or run folder of a delta of this base to begin at, trained by a tuner like this one;
+    empty begins at the base. A head of another shape begins anew."""
     stored: StoredType = "float16"
     """Type of the stored values; metrics are measured after rounding to it."""
     seed: int = 0

@@ -14,14 +14,16 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from graftwork._errors import TrainingError, UnsupportedError, UnusedTensorError
+from graftwork._errors import DeltaError, TrainingError, UnsupportedError, UnusedTensorError
 from graftwork.deltas import (
     BaseLike,
+    Delta,
     Piece,
     Port,
     Update,
     all_places,
     bind,
+    build_ports,
     mount,
     port_of,
     shared_copy,
@@ -238,6 +240,28 @@ class Adapted(Attachment):
         if self._pending == self._all:  # the module was not run
             self._pending.intersection_update(before)
         self._check_consumed()
+
+    def start_from(self, updates: Mapping[str, Update], ports: Mapping[str, Port]) -> None:
+        """See `Attachment.start_from`."""
+        targets = {target.name: target for target in self._targets}
+        for name, update in updates.items():
+            piece = self._base.names[name]
+            if piece.name not in targets:
+                raise DeltaError(f"the delta changes {name!r}, which is no target of this tuner")
+            try:
+                targets[piece.name].start_from(update, self._frozen(piece))
+            except DeltaError as error:
+                raise DeltaError(f"cannot go on from the delta at {name!r}: {error}") from None
+        built = build_ports(Delta({}, ports))
+        for name, module in built.items():
+            held = self._inside.get(name)
+            if held is None or dict(ports[name].config) != dict(held.config):
+                raise DeltaError(
+                    f"the delta has a module {name!r} ({dict(ports[name].config)}), which is none "
+                    "of this tuner's; use the configuration it was trained with"
+                )
+            held.module.load_state_dict(module.state_dict())
+        self._refresh()
 
     def advance(self) -> Attachment | None:
         """Return None: this is the only stage."""

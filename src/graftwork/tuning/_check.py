@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from graftwork._errors import ConfigError, UnknownNameError
+from graftwork._errors import ConfigError, DeltaError, UnknownNameError
+from graftwork.deltas import Port, Update
 
 
 def check_rates(**rates: float) -> None:
@@ -48,3 +49,28 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     known = tuple(choices)
     if value not in known:
         raise UnknownNameError(name, value, known)
+
+
+def refuse_others(
+    who: str,
+    updates: Mapping[str, Update],
+    ports: Mapping[str, Port],
+    term: str,
+    targets: Iterable[str],
+) -> None:
+    """Raise unless each update is one `term` of a target, and no module lies inside the base.
+
+    Raises:
+        DeltaError: names the first that is something else.
+    """
+    known = set(targets)
+    for name, update in updates.items():
+        if name not in known:
+            raise DeltaError(f"the delta changes {name!r}, which is no target of {who}")
+        if update.terms != (term,):
+            raise DeltaError(
+                f"the delta changes {name!r} by {' and '.join(update.terms)}, {who} trains "
+                f"{term or 'heads only'}; continue with the tuner it was made by"
+            )
+    for name in ports:
+        raise DeltaError(f"the delta has a module {name!r} inside the base, which {who} has not")

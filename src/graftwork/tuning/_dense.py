@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from graftwork.deltas import BaseLike, Update, quantise
+from graftwork.deltas import BaseLike, Port, Update, quantise, values_of
+from graftwork.tuning._check import refuse_others
 from graftwork.tuning._layout import Layout, Working
 from graftwork.tuning._state import restore
 from graftwork.tuning._tuner import Attachment, Group, StoredType
@@ -77,6 +78,16 @@ class Dense(Attachment):
         """Return the module with the current values written."""
         self._write()
         yield self.module
+
+    def start_from(self, updates: Mapping[str, Update], ports: Mapping[str, Port]) -> None:
+        """See `Attachment.start_from`."""
+        refuse_others("Dense", updates, ports, "dense", self._layout.names)
+        with torch.no_grad():
+            for slot, trained in zip(self._layout.slots, self._trained, strict=True):
+                dense = updates[slot.name].dense if slot.name in updates else None
+                if dense is not None:
+                    trained.add_(values_of(dense).to(trained))
+        self._write()
 
     def difference(self) -> Tensor:
         """Return `(d,)` current values minus the base's."""

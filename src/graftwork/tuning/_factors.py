@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from graftwork._errors import DeltaError
 from graftwork.tuning._seeded import seed_of
 from graftwork.tuning._tuner import Role
 
@@ -74,6 +75,29 @@ class Factors:
         if self.origin is not None:
             left, right = _balanced(left, right)
         return left.cpu(), right.cpu()
+
+    @torch.no_grad()
+    def start_from(self, left: Tensor, right: Tensor, factor: float) -> None:
+        """Begin at another product, of this rank or a smaller one; the rest begins at zero.
+
+        Raises:
+            DeltaError: it has a larger rank, or this product counts from its own start.
+        """
+        rank = left.shape[-1]
+        if self.origin is not None or rank > self.rank:
+            raise DeltaError(
+                f"its product has rank {rank}, this tuner trains {self.rank}"
+                + (" counted from the base's principal part" if self.origin is not None else "")
+                + f"; take start='zero' and a rank of {rank} or more"
+            )
+        ratio = factor / self.factor
+        a, b = (right, left * ratio) if self.zero == "left" else (left * ratio, right)
+        if self.zero == "left":
+            self.right[..., :rank, :] = a
+            self.left.zero_()[..., :rank] = b
+        else:
+            self.left[..., :rank] = a
+            self.right.zero_()[..., :rank, :] = b
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all state by name."""

@@ -8,7 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from graftwork.deltas import BaseLike, SeededMask, Update
+from graftwork._errors import DeltaError
+from graftwork.deltas import BaseLike, Port, SeededMask, Update, values_of
+from graftwork.tuning._check import refuse_others
 from graftwork.tuning._extract import sparse_updates
 from graftwork.tuning._layout import Layout, Working
 from graftwork.tuning._state import restore
@@ -88,6 +90,30 @@ class FixedMask(Attachment):
         """Return the module with the current values written."""
         self._write()
         yield self.module
+
+    def start_from(self, updates: Mapping[str, Update], ports: Mapping[str, Port]) -> None:
+        """See `Attachment.start_from`; the delta's positions take the place of the drawn ones."""
+        refuse_others("FixedMask", updates, ports, "sparse", self._layout.names)
+        held = [updates.get(name) for name in self._layout.names]
+        parts = [
+            (slot.start + update.sparse.positions, values_of(update.sparse.values))
+            for slot, update in zip(self._layout.slots, held, strict=True)
+            if update is not None and update.sparse is not None
+        ]
+        count = sum(positions.numel() for positions, _ in parts)
+        if count != self._values.numel():
+            raise DeltaError(
+                f"the delta keeps {count} values, this tuner {self._values.numel()}; set its share "
+                f"to {(count + 0.5) / self._layout.numel:.6g}"
+            )
+        self._masks = {
+            name: update.sparse.mask
+            for name, update in updates.items()
+            if update.sparse is not None and update.sparse.mask is not None
+        }
+        with torch.no_grad():
+            self._values.copy_(torch.cat([values for _, values in parts]))
+        self._place(torch.cat([positions for positions, _ in parts]).to(self._layout.device))
 
     def advance(self) -> Attachment | None:
         """Return None: this is a last stage."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from graftwork.deltas import BaseLike, Update, shared_copy
-from graftwork.tuning._check import check_rates
+from graftwork.deltas import BaseLike, Port, Update, shared_copy
+from graftwork.tuning._check import check_rates, refuse_others
 from graftwork.tuning._state import restore
 from graftwork.tuning._tuner import Attachment, Group, Stage, StoredType, Tuner
 
@@ -66,6 +66,10 @@ class Frozen(Attachment):
     def settled(self) -> Iterator[nn.Module]:
         """Return the module."""
         yield self.module
+
+    def start_from(self, updates: Mapping[str, Update], ports: Mapping[str, Port]) -> None:
+        """See `Attachment.start_from`: only a delta that changes nothing of the base will do."""
+        refuse_others("Head", updates, ports, "", ())
 
     def advance(self) -> Attachment | None:
         """Return None: there is one stage."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from graftwork._errors import DeltaError
 from graftwork.deltas import LowRank, Piece, SeededMask, Sparse, Stored, Update, quantise, values_of
 from graftwork.tuning._factors import Factors
 from graftwork.tuning._tuner import Role, StoredType
@@ -60,6 +61,10 @@ class Scale(ABC):
     def final(self, total: Tensor) -> Tensor:
         """Return the factor for the sum of the ROUNDED terms."""
 
+    @abstractmethod
+    def start_from(self, factor: Tensor, total: Tensor) -> None:
+        """Begin at a given factor of the sum `total`."""
+
 
 class Multiplier(Scale):
     """A factor that is trained as it is (IA3).
@@ -82,6 +87,16 @@ class Multiplier(Scale):
     def final(self, total: Tensor) -> Tensor:  # noqa: ARG002
         """Return the parameter."""
         return self.value().detach()
+
+    def start_from(self, factor: Tensor, total: Tensor) -> None:  # noqa: ARG002
+        """Take the factor.
+
+        Raises:
+            DeltaError: it has another shape.
+        """
+        if tuple(factor.shape) != self.shape:
+            raise DeltaError(f"its scale has shape {tuple(factor.shape)}, here it is {self.shape}")
+        self.parameter.copy_(factor.view(self.parameter.shape))
 
 
 class Magnitude(Scale):
@@ -117,6 +132,17 @@ class Magnitude(Scale):
     def final(self, total: Tensor) -> Tensor:
         """Return magnitude over the norm of the rounded sum."""
         return self.parameter.detach() / self._of(total).to(self.parameter)
+
+    def start_from(self, factor: Tensor, total: Tensor) -> None:
+        """Take the magnitude that gives the factor.
+
+        Raises:
+            DeltaError: it has another shape.
+        """
+        if tuple(factor.shape) != self.shape:
+            raise DeltaError(f"its scale has shape {tuple(factor.shape)}, here it is {self.shape}")
+        self._norm = self._of(total)
+        self.parameter.copy_(factor * self._norm)
 
 
 @dataclass(slots=True, eq=False)
@@ -177,6 +203,55 @@ class Trained:
         if self.scale is not None:
             state["scale"] = self.scale.parameter.detach()
         return state
+
+    @torch.no_grad()
+    def start_from(self, update: Update, weight: Tensor) -> None:
+        """Begin at what `update` does to the frozen `weight`.
+
+        Raises:
+            DeltaError: it has a term that is not trained here, or at other positions.
+        """
+        trained = {
+            "low_rank": bool(self.blocks),
+            "sparse": self.entries is not None,
+            "dense": self.dense is not None,
+            "scale": self.scale is not None,
+        }
+        foreign = [term for term in update.terms if not trained[term]]
+        if foreign:
+            known = ", ".join(term for term, own in trained.items() if own)
+            raise DeltaError(f"it has a {foreign[0]} term, this tuner trains {known}")
+        if update.low_rank is not None:
+            self._blocks_from(update.low_rank)
+        if update.sparse is not None and self.entries is not None:
+            positions = self.entries.positions
+            if not torch.equal(update.sparse.positions.to(positions.device), positions):
+                raise DeltaError(
+                    "its sparse positions are others than this tuner's: set mask_seed to the "
+                    "delta's and the share to its own"
+                )
+            self.entries.values.copy_(values_of(update.sparse.values))
+        if update.dense is not None and self.dense is not None:
+            self.dense.copy_(values_of(update.dense))
+        if update.scale is not None and self.scale is not None:
+            self.scale.start_from(values_of(update.scale).to(weight.device), self.unscaled(weight))
+
+    def _blocks_from(self, term: LowRank) -> None:
+        device = self.blocks[0].factors.left.device
+        left, right = values_of(term.left).to(device), values_of(term.right).to(device)
+        if self.whole is not None:
+            self.whole.start_from(left, right, term.factor)
+            return
+        ranks = [block.factors.rank for block in self.blocks]
+        if sum(ranks) != term.rank:
+            raise DeltaError(f"its product has rank {term.rank}, the blocks here {sum(ranks)}")
+        at = 0
+        for block, rank in zip(self.blocks, ranks, strict=True):
+            span, part = slice(block.start, block.stop), slice(at, at + rank)
+            a = left[slice(None) if self.columns else span, part]
+            b = right[part, span if self.columns else slice(None)]
+            block.factors.start_from(a, b, term.factor)
+            at += rank
 
     def plain(self, weight: Tensor) -> Tensor:
         """Return `W + sparse + dense` of the target's shape; `weight` itself where both lack."""

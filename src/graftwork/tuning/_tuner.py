@@ -22,6 +22,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from graftwork._errors import UnsupportedError
 from graftwork.deltas import BaseLike, Port, Update
 
 Role = str
@@ -112,6 +113,23 @@ class Attachment(ABC):
         `module` runs them in training, and `graftwork.deltas.view` does afterwards.
         """
         return {}
+
+    def start_from(self, updates: Mapping[str, Update], ports: Mapping[str, Port]) -> None:
+        """Begin where a delta left off, instead of at the base; call it before the first step.
+
+        Arguments:
+            updates: by canonical name, as the delta has them; targets without one start as ever.
+            ports: those of the delta that lie inside the base.
+
+        Raises:
+            UnsupportedError: this stage cannot begin so.
+            DeltaError: the delta changes what is no target, or in a way that is not trained here.
+        """
+        del updates, ports
+        raise UnsupportedError(
+            f"{type(self).__name__} cannot begin where a delta left off: it still has to choose "
+            "what it trains; continue with a tuner of one stage (full, random_mask, lora, ...)"
+        )
 
     def report(self) -> dict[str, float]:
         """Return scalars worth logging (density, shift, ...)."""
