@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ HELP = """Learn a delta for your data; the base never changes.
   - The flags are the fields of the configuration; they override the YAML of --config.
   - A group may be left out where the name is unique: --steps is --train.steps.
   - --tuner NAME --help shows the flags of a tuner (now: {tuner}). NAME is one of
-    {tuners}.
+    {tuners}
 
 example: graftwork adapt --base minilm --data reviews.csv --inputs sentence \\
              --tuner diff_pruning --share 0.005 --out runs/reviews
@@ -106,7 +107,7 @@ def read(words: list[str]) -> tuple[RunConfig, OrcaConfig | None, Flags]:
         kind,
         full_flags(words, kind, PROG, _of_others(base)),
         prog=PROG,
-        description=HELP.format(tuners=", ".join(TUNERS), tuner=now),
+        description=HELP.format(tuners=_wrapped(f"{', '.join(TUNERS)}."), tuner=now),
         default=default,
         registry=named_choices(),
     )
@@ -218,3 +219,8 @@ def _choose(config: RunConfig, words: list[str]) -> RunConfig:
 
 def _chosen(config: RunConfig) -> dict[str, type]:
     return {"tuner": type(config.tuner), "step": type(config.step)}
+
+
+def _wrapped(names: str) -> str:
+    """Return names in lines that go on where the help's do."""
+    return textwrap.fill(names, width=92).replace("\n", "\n    ")
