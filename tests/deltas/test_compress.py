@@ -210,6 +210,7 @@ def test_low_rank_between_is_the_nearest_of_its_rank():
         low_rank_between(base, base.model, 2)
 
 
+@pytest.mark.usefixtures("untyped")
 def test_extraction_refuses():
     case = CASES["bert"]
     base = load(case.build())

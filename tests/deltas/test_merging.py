@@ -265,6 +265,7 @@ def test_ports_signatures_and_bases():
         merge([made[0], other], MergeConfig())
 
 
+@pytest.mark.usefixtures("untyped")
 def test_what_a_config_refuses():
     deltas = dense(0, 1)
     with pytest.raises(UnknownNameError, match="unknown merge method 'tie'; did you mean 'ties'"):

@@ -87,6 +87,29 @@ def test_a_head_makes_it_a_model_of_its_task(tmp_path):
         export_merged(delta, base, tmp_path / "none")
 
 
+def test_a_tied_head_comes_with_the_task(tmp_path):
+    whole = MODELS["gpt2"].build()
+    base = load(whole.transformer)
+    delta = lora_like(load(whole.transformer))
+    updates = {n: u for n, u in delta.updates.items() if "wte" not in n}
+    norm = Update((16,), dense=torch.full((16,), 0.25))
+    delta = dataclasses.replace(delta, updates={**updates, "ln_f.weight": norm})
+    delta = dataclasses.replace(delta, fingerprint=fingerprint_of(base, delta.updates))
+    export_merged(delta, base, tmp_path / "merged", ExportOptions(task_type="CAUSAL_LM"))
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    assert again.lm_head.weight is again.transformer.wte.weight
+    inputs = MODELS["gpt2"].batch(4).inputs
+    with torch.no_grad():
+        ours = view(load(whole), delta)(**inputs).logits
+        assert torch.equal(again(**inputs).logits, ours)
+    untied = load(MODELS["llama"].build().model)
+    options = ExportOptions(task_type="CAUSAL_LM")
+    with pytest.raises(
+        UnsupportedError, match=r"neither the base nor a head has 'lm_head\.weight'"
+    ):
+        export_merged(lora_like(untied), untied, tmp_path / "none", options)
+
+
 def test_what_cannot_be_merged_is_refused(tmp_path):
     linear = load(nn.Linear(2, 2))
     update = Update((2, 2), low_rank=LowRank(torch.ones(2, 1), torch.ones(1, 2)))

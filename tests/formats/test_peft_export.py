@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import warnings
+from collections import Counter
 
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from graftwork.bases import Base, load
 from graftwork.deltas import (
@@ -26,8 +28,9 @@ from graftwork.deltas import (
 )
 from graftwork.errors import FingerprintError, StorageError, UnsupportedError
 from graftwork.formats import ExportOptions, export_peft, import_peft
-from tests.formats.oracles import MODELS, peft_logits, quiet, trained
-from tests.formats.test_peft_import import ADAPTERS
+from tests.battery.deltas import trained_delta
+from tests.battery.models import CASES
+from tests.formats.oracles import MODELS, peft_logits, quiet
 
 
 def our_logits(model: str, base: Base, delta: Delta) -> torch.Tensor:
@@ -36,30 +39,17 @@ def our_logits(model: str, base: Base, delta: Delta) -> torch.Tensor:
         return case.call(view(base, delta), case.batch(16, seed=77).inputs)
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
-def test_there_and_back(name, tmp_path):
-    model, config = ADAPTERS[name]
-    found = trained(model, config, tmp_path / "theirs", rate=1e-1 if "ia3" in name else 2e-2)
-    base = load(MODELS[model].build())
-    delta = import_peft(found.folder, base)
-    written = export_peft(delta, base, tmp_path / "ours")
-    assert written == sum(f.stat().st_size for f in (tmp_path / "ours").iterdir())
-    again = peft_logits(model, tmp_path / "ours")
-    assert (again - found.logits).abs().max() <= 1e-6 * max(1.0, found.logits.abs().max())
-    theirs = load_file(found.folder / "adapter_model.safetensors")
-    ours = load_file(tmp_path / "ours" / "adapter_model.safetensors")
-    for key, tensor in ours.items():
-        if any(part in key for part in ("lora_A", "lora_B.w", "lora_emb", "ia3_l")):
-            assert torch.equal(tensor, theirs[key]), key
-
-
 def lora_like(base: Base, seed: int = 0) -> Delta:
     """Return low-rank terms of different ranks and factors, 8-bit ones too, with biases."""
     generator = torch.Generator().manual_seed(seed)
     updates = {}
     for i, (name, piece) in enumerate(base.names.pieces.items()):
         module = base.model.get_submodule(piece.parameter.rpartition(".")[0])
-        if isinstance(module, nn.Linear) and name.endswith("weight") and "head" not in name:
+        if (
+            isinstance(module, nn.Linear | Conv1D)
+            and name.endswith("weight")
+            and "head" not in name
+        ):
             rank, (rows, columns) = 1 + i % 3, piece.shape
             left = torch.randn(rows, rank, generator=generator)
             right = torch.randn(rank, columns, generator=generator) / 20
@@ -75,6 +65,96 @@ def lora_like(base: Base, seed: int = 0) -> Delta:
 
 def base_print(base: Base, delta: Delta) -> Fingerprint:
     return fingerprint_of(base, delta.updates)
+
+
+def untied(base: Base, delta: Delta) -> Delta:
+    """Return the delta without tied parameters, which PEFT cannot adapt."""
+    parameters = dict(base.model.named_parameters(remove_duplicate=False))
+    counts = Counter(id(p) for p in parameters.values())
+    kept = {
+        name: update
+        for name, update in delta.updates.items()
+        if counts[id(parameters[base.names[name].parameter])] == 1
+    }
+    return dataclasses.replace(delta, updates=kept)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "vit", "conv"])
+@pytest.mark.parametrize("kind", ["low_rank", "scale"])
+def test_trained_deltas_of_the_battery(name, kind, tmp_path):
+    """Low-rank terms of matrices with dense ones of norms and biases; scales of rows."""
+    case = CASES[name]
+    base = load(case.build())
+    delta = untied(base, trained_delta(case, base, kind))
+    if kind == "scale":
+        delta = dataclasses.replace(delta, updates=ia3_like(base, delta))
+    else:
+        # a bare parameter has no place in PEFT
+        kept = {n: u for n, u in delta.updates.items() if n.rpartition(".")[2] in PARTS}
+        delta = dataclasses.replace(delta, updates=kept)
+    export_peft(delta, base, tmp_path / "out")
+    inputs = case.batch(16, seed=77).inputs
+    with torch.no_grad(), warnings.catch_warnings():
+        ours = case.call(view(base, delta), inputs)
+        warnings.simplefilter("ignore")
+        theirs = case.call(PeftModel.from_pretrained(case.build(), tmp_path / "out").eval(), inputs)
+        plain = case.call(base.model, inputs)
+    assert (ours - plain).abs().max() > 5e-3
+    assert (ours - theirs).abs().max() <= 1e-6 * max(1.0, ours.abs().max())
+
+
+PARTS = ("weight", "bias")
+
+
+def ia3_like(base: Base, delta: Delta) -> dict[str, Update]:
+    """Return the scales over outputs of whole modules, each with that of its bias."""
+    out = {}
+    for name, update in delta.updates.items():
+        module = base.model.get_submodule(base.names[name].parameter.rpartition(".")[0])
+        if not name.endswith("weight") or not isinstance(module, nn.Linear | nn.Conv2d):
+            continue
+        assert update.scale is not None
+        out[name] = update
+        bias = f"{name.removesuffix('weight')}bias"
+        if module.bias is not None:
+            shape = (update.shape[0],)
+            out[bias] = Update(shape, scale=values_of(update.scale).reshape(-1).clone())
+    if not out:
+        # GPT-2's modules store (inputs, outputs): scales of its inputs
+        out = {
+            n: u for n, u in delta.updates.items() if n.endswith(("c_fc.weight", "c_attn.weight"))
+        }
+    return out
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "inner"),
+    [
+        ("gpt2", "CAUSAL_LM", "transformer"),
+        ("llama", "CAUSAL_LM", "model"),
+        ("t5", "SEQ_2_SEQ_LM", "t5"),
+    ],
+)
+def test_a_base_without_its_head_is_exported_for_the_class_of_the_task(
+    model, task, inner, tmp_path
+):
+    from transformers import T5Model
+
+    whole = MODELS[model].build()
+    if inner == "t5":
+        bare = T5Model(whole.config)
+        bare.load_state_dict({n: whole.state_dict()[n] for n in bare.state_dict()})
+    else:
+        bare = getattr(whole, inner)
+    base = load(bare)
+    delta = untied(base, lora_like(base))
+    export_peft(delta, base, tmp_path / "out", ExportOptions(task_type=task))
+    ours = our_logits(model, load(whole), delta)
+    theirs = peft_logits(model, tmp_path / "out")
+    assert (ours - theirs).abs().max() <= 1e-6 * max(1.0, ours.abs().max())
+    again = import_peft(tmp_path / "out", base)
+    assert again.provenance["task_type"] == task
+    assert set(again.updates) == set(delta.updates)
 
 
 @pytest.mark.parametrize("model", ["bert", "vit", "llama", "t5"])

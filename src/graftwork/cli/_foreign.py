@@ -19,6 +19,10 @@ def detect(source: Path) -> str:
     """
     if source.is_file():
         return "loralib"
+    if (source / "delta.safetensors").is_file():
+        raise InputError(
+            f"{source} holds a delta already: use {source / 'delta.safetensors'} as it is"
+        )
     config = source / "adapter_config.json"
     if config.is_file():
         try:

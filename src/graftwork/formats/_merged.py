@@ -16,7 +16,7 @@ from graftwork.bases import Base
 from graftwork.deltas import Delta, check
 from graftwork.formats._card import CARD, model_card
 from graftwork.formats._peft_export import ExportOptions, head_port, head_with_names
-from graftwork.formats._task_names import task_model
+from graftwork.formats._task_names import task_model, task_names
 from graftwork.formats._write import new_folder, size_of
 
 
@@ -56,6 +56,8 @@ def export_merged(
 
     Arguments:
         delta: with the port "head" only where `options.task_type` names the class that has one.
+            Of a base without a head, `task_type` alone gives the task's class where its head is
+            tied to the base, as in GPT-2.
         base: of a transformers model.
         folder: must not exist, or be empty.
         options: `task_type` and `head_activation`; see `ExportOptions`.
@@ -80,8 +82,9 @@ def export_merged(
     outputs = int(delta.ports[head].config["out_features"]) if head else None
     model: Any = copy.deepcopy(base.model)
     error, worst = _merge(base, delta, model)
-    if head is not None:
-        model = _with_head(model, base, delta, options, outputs)
+    task_type = options.task_type or (delta.provenance.get("task_type") if head else None)
+    if task_type is not None or head is not None:
+        model = _of_task(model, base, delta, (task_type, outputs), options)
     _label(model, delta)
     with new_folder(folder) as part, _quiet():
         model.save_pretrained(part)
@@ -105,24 +108,40 @@ def _merge(base: Base, delta: Delta, model: nn.Module) -> tuple[float, str | Non
     return largest, worst
 
 
-def _with_head(
-    model: nn.Module, base: Base, delta: Delta, options: ExportOptions, outputs: int | None
+def _of_task(
+    model: nn.Module,
+    base: Base,
+    delta: Delta,
+    task: tuple[str | None, int | None],
+    options: ExportOptions,
 ) -> Any:
-    """Return the task's model, with the merged base and the head in it."""
-    task_type = options.task_type or delta.provenance.get("task_type")
-    names, (_, head) = head_with_names(delta, base, task_type, outputs, options)
-    whole = task_model(base, str(task_type), outputs)
-    state: dict[str, Tensor] = {names.of(n): t for n, t in model.state_dict().items()}
+    """Return the task's model, with the merged base and the head in it.
+
+    Raises:
+        UnsupportedError: the task's model has a parameter that is neither in the base, nor tied to
+            one of it, nor in the head.
+    """
+    task_type, outputs = task
+    head: dict[str, Tensor] = {}
+    if outputs is None:
+        names = task_names(base, task_type, None)
+    else:
+        names, (_, head) = head_with_names(delta, base, task_type, outputs, options)
+    whole: Any = task_model(base, str(task_type), outputs)
     dtype = next(model.parameters()).dtype
+    state = {names.of(name): tensor for name, tensor in model.state_dict().items()}
     state |= {name: tensor.to(dtype) for name, tensor in head.items()}
     known = whole.state_dict()
-    lacking = sorted(set(known) - set(state))
-    if lacking:
-        raise UnsupportedError(
-            f"neither the base nor the head has {lacking[0]!r} of {type(whole).__name__}"
-        )
-    whole.load_state_dict({name: state[name] for name in known})
-    return whole.to(dtype).eval()
+    whole.to(dtype).load_state_dict({n: t for n, t in state.items() if n in known}, strict=False)
+    parameters = dict(whole.named_parameters(remove_duplicate=False))
+    filled = {id(parameters[name]) for name in state if name in parameters}
+    for name in known:
+        if name not in state and id(parameters.get(name)) not in filled:
+            raise UnsupportedError(
+                f"neither the base nor a head has {name!r} of {type(whole).__name__}; load the "
+                "base with the class of its task"
+            )
+    return whole.eval()
 
 
 def _label(model: Any, delta: Delta) -> None:

@@ -147,9 +147,9 @@ def parse_config(data: Mapping[str, Any], where: str) -> PeftConfig:
     config = PeftConfig(
         kind=kind,
         rank=take.number("r", 8, whole=True),
-        alpha=take.number("lora_alpha", 8),
+        alpha=float(take.number("lora_alpha", 8)),
         rank_pattern=take.numbers("rank_pattern", whole=True),
-        alpha_pattern=take.numbers("alpha_pattern"),
+        alpha_pattern={k: float(v) for k, v in take.numbers("alpha_pattern").items()},
         rslora=take.flag("use_rslora"),
         dora=take.flag("use_dora"),
         bias=str(data.get("bias") or "none"),
@@ -201,7 +201,7 @@ def _check_patterns(config: PeftConfig, where: str) -> None:
             raise DeltaFileError(f"{where}: pattern {pattern!r} cannot be read: {cause}") from None
 
 
-def _pattern(patterns: Mapping[str, float], module: str) -> str:
+def _pattern(patterns: Mapping[str, Any], module: str) -> str:
     """Return the first pattern that fits the module's whole name or an end of it after a dot."""
     fits = (p for p in patterns if re.match(rf"(.*\.)?({p})$", module))
     return next(fits, module)
@@ -220,7 +220,7 @@ class _Taker:
     data: Mapping[str, Any]
     where: str
 
-    def number(self, option: str, default: float, *, whole: bool = False) -> Any:
+    def number(self, option: str, default: Any, *, whole: bool = False) -> Any:
         value = self.data.get(option)
         return self._number(option, default if value is None else value, whole)
 

@@ -188,7 +188,7 @@ def _ranks(found: Sorted, names: TaskNames) -> dict[str, Any]:
     alphas: dict[str, float] = {}
     for module, (_, update) in found.adapted.items():
         if update.low_rank is not None:
-            rank = int(update.low_rank.left.shape[1])
+            rank = update.low_rank.rank
             alpha = update.low_rank.factor * rank
             ranks[names.of(module)] = rank
             alphas[names.of(module)] = int(alpha) if float(alpha).is_integer() else alpha

@@ -63,6 +63,8 @@ def sort_updates(base: Base, delta: Delta) -> Sorted:
 
 
 def _put_low_rank(found: Sorted, base: Base, name: str, update: Update) -> None:
+    if update.low_rank is not None and update.low_rank.batched:
+        _refuse(name, "low-rank term for each matrix of a stack: a")
     place = _place(base, name, "low-rank")
     if update.dense is not None:
         _refuse(name, "dense beside a low-rank")
