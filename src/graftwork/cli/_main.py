@@ -41,6 +41,8 @@ COMMANDS = {
     "predict": Command("graftwork.cli.predict", "use a delta on texts or a file"),
     "inspect": Command("graftwork.cli.inspect", "what a delta changes and where its bytes go"),
     "diff": Command("graftwork.cli.diff", "compare two deltas"),
+    "diagnose": Command("graftwork.cli.diagnose", "analyse what low-rank terms learnt"),
+    "rebase": Command("graftwork.cli.rebase", "move a delta to a new version of its base"),
     "merge": Command("graftwork.cli.merge", "merge deltas of one base into one"),
     "compress": Command("graftwork.cli.compress", "make a delta smaller, and say what it lost"),
     "extract": Command(

@@ -57,6 +57,9 @@ from graftwork.deltas._ports import build_ports as build_ports
 from graftwork.deltas._ports import port_of as port_of
 from graftwork.deltas._quantise import STORED as STORED
 from graftwork.deltas._quantise import quantise as quantise
+from graftwork.deltas._rebase import Rebased as Rebased
+from graftwork.deltas._rebase import RebasedTensor as RebasedTensor
+from graftwork.deltas._rebase import rebase as rebase
 from graftwork.deltas._rows import run_rows as run_rows
 from graftwork.deltas._seeded import seeded_counts as seeded_counts
 from graftwork.deltas._seeded import seeded_positions as seeded_positions
@@ -100,6 +103,8 @@ __all__ = [
     "Piece",
     "Port",
     "PortReport",
+    "Rebased",
+    "RebasedTensor",
     "SeededMask",
     "Sparse",
     "Stored",
@@ -139,6 +144,7 @@ __all__ = [
     "place_of",
     "port_of",
     "quantise",
+    "rebase",
     "replace_parameter",
     "require_consumed",
     "run_rows",
