@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from graftwork._errors import UnsupportedError
 from graftwork.deltas._names import NameMap
 
 
+@runtime_checkable
 class Named(Protocol):
     """The part of a base that mounting needs."""
 
