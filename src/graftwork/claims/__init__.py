@@ -4,7 +4,7 @@ Rules are fixed on pilot seeds 0-2 and judged on seeds 10-12. A failed differenc
 failed; rules are never bent to results.
 """
 
-from graftwork.claims import diff_pruning, orca, uwac
+from graftwork.claims import diff_pruning, molformer, orca, uwac
 from graftwork.claims._claim import JUDGED_SEEDS as JUDGED_SEEDS
 from graftwork.claims._claim import PILOT_SEEDS as PILOT_SEEDS
 from graftwork.claims._claim import Claim as Claim
@@ -25,7 +25,13 @@ from graftwork.claims._rules import rule_hash as rule_hash
 
 CLAIMS: dict[str, Claim] = {
     claim.name: claim
-    for claim in (diff_pruning.CLAIM, diff_pruning.ONE_RATE, orca.CLAIM, uwac.CLAIM)
+    for claim in (
+        diff_pruning.CLAIM,
+        diff_pruning.ONE_RATE,
+        orca.CLAIM,
+        uwac.CLAIM,
+        molformer.CLAIM,
+    )
 }
 """Every claim by name: one file and one line here a claim."""
 
