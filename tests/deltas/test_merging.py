@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 
@@ -226,13 +227,34 @@ def test_a_scale_needs_the_base():
 
 
 def test_a_block_at_a_time_is_the_whole(monkeypatch):
-    from graftwork.deltas import _entries
+    from graftwork.deltas import _entries, _merging
 
     deltas = kinds()
     config = MergeConfig(method="ties", density=0.3, stored="float64")
     whole = changed(merge(deltas, config)[0])
+    sparse = [*deltas[:1] * 2, Delta({"w": Update(SHAPE, sparse=other_support())})]
+    on_support = changed(merge(sparse, config)[0])
     monkeypatch.setattr(_entries, "BLOCK", 7)
+    monkeypatch.setattr(_merging, "BLOCK", 3)
     assert torch.equal(changed(merge(deltas, config)[0]), whole)
+    assert torch.equal(changed(merge(sparse, config)[0]), on_support)
+
+
+def other_support() -> Sparse:
+    return Sparse(torch.tensor([0, 1, 8, 12, 13, 28]), torch.linspace(-2, 3.5, 6).double())
+
+
+@pytest.mark.parametrize("method", ["linear", "svd", "ties"])
+def test_sparse_deltas_merge_on_their_support_as_their_matrices_do(method):
+    a, b = kinds()[0], Delta({"w": Update(SHAPE, sparse=other_support())})
+    plain = [Delta({"w": Update(SHAPE, dense=changed(delta))}) for delta in (a, b)]
+    config = MergeConfig(method=method, density=0.6, stored="float64", rank=3)
+    config = config if method == "svd" else dataclasses.replace(config, rank=None)
+    (one, first), (two, second) = merge([a, b], config), merge(plain, config)
+    assert torch.allclose(changed(one), changed(two), atol=1e-12)
+    assert (first.shared, first.conflicts) == (second.shared, second.conflicts) == (2, 1)
+    assert first.error == pytest.approx(second.error, abs=1e-12)
+    assert first.cosine == pytest.approx(second.cosine)
 
 
 def test_ports_signatures_and_bases():

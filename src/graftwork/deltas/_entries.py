@@ -13,10 +13,10 @@ from torch import Tensor
 
 from graftwork._errors import DeltaError
 from graftwork.deltas._delta import BaseLike
-from graftwork.deltas._terms import INT8_BLOCK, Int8Blocks, Stored, Update, values_of
+from graftwork.deltas._terms import INT8_BLOCK, Int8Blocks, Sparse, Stored, Update, values_of
 
-BLOCK = 2**20
-"""Entries of a block: 8 MiB of float64. DARE's draws depend on it, so it is fixed."""
+BLOCK = 2**17
+"""Entries of a block: 1 MiB of float64 a delta. DARE's draws depend on it, so it is fixed."""
 
 
 def blocks_of(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
@@ -61,6 +61,20 @@ def difference_of(update: Update, rows: tuple[int, int], weight: Tensor | None =
         out += _part(update.dense, start, stop)
     if update.scale is not None:
         out = _scaled(update, rows, out, weight)
+    return out
+
+
+def values_at(term: Sparse, positions: Tensor) -> Tensor:
+    """Return what a sparse term adds at sorted `positions`, float64; 0 where it adds nothing."""
+    out = torch.zeros(positions.numel(), dtype=torch.float64)
+    if not positions.numel():
+        return out
+    ends = torch.searchsorted(term.positions, positions[[0, -1]] + torch.tensor([0, 1]))
+    inside = slice(int(ends[0]), int(ends[1]))
+    mine = term.positions[inside]
+    places = torch.searchsorted(positions, mine)
+    found = positions[places] == mine
+    out[places[found]] = _part(term.values, inside.start, inside.stop)[found]
     return out
 
 

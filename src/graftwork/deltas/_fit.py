@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -14,21 +16,28 @@ VALUE_BITS = {"int8": 8, "float16": 16, "bfloat16": 16, "float32": 32, "float64"
 """Bits of a value by stored type."""
 
 
-def entries_update(difference: Tensor, shape: tuple[int, ...], stored: str) -> Update | None:
+def entries_update(
+    difference: Tensor, shape: tuple[int, ...], stored: str, support: Tensor | None = None
+) -> Update | None:
     """Return the sparse or dense update that takes fewer bytes; None where nothing differs.
 
     Args:
-        difference: flat, of the tensor.
+        difference: flat, of the tensor or of its entries at `support`.
         shape: of the tensor.
         stored: type of the values.
+        support: sorted positions of the given entries, the others being 0; None: all.
     """
-    positions = difference.nonzero()[:, 0]
-    count, numel = positions.numel(), difference.numel()
+    chosen = difference.nonzero()[:, 0]
+    count, numel = chosen.numel(), math.prod(shape)
     if not count:
         return None
     if (numel - count) * VALUE_BITS[stored] <= entropy_bits(numel, count):
-        return Update(shape, dense=quantise(difference.reshape(shape), stored))
-    return Update(shape, sparse=Sparse(positions, quantise(difference[positions], stored)))
+        flat = difference
+        if support is not None:
+            flat = difference.new_zeros(numel).index_put_((support,), difference)
+        return Update(shape, dense=quantise(flat.reshape(shape), stored))
+    positions = chosen if support is None else support[chosen]
+    return Update(shape, sparse=Sparse(positions, quantise(difference[chosen], stored)))
 
 
 def low_rank_update(

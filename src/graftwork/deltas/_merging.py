@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,13 +35,20 @@ from graftwork.deltas._algebra import (
     join_signatures,
 )
 from graftwork.deltas._delta import BaseLike, Delta
-from graftwork.deltas._entries import blocks_of, difference_of, weight_rows
+from graftwork.deltas._entries import (
+    BLOCK,
+    blocks_of,
+    difference_of,
+    matrix_shape,
+    values_at,
+    weight_rows,
+)
 from graftwork.deltas._file import content_hash
 from graftwork.deltas._fit import entries_update, low_rank_update
 from graftwork.deltas._merge_report import Conflicts, MergeReport, TensorMerge, conflicts_of
 from graftwork.deltas._plan import check
 from graftwork.deltas._quantise import STORED
-from graftwork.deltas._terms import Update
+from graftwork.deltas._terms import Update, values_of
 
 Method = Literal["linear", "svd", "ties", "dare", "dare_ties"]
 METHODS: tuple[Method, ...] = ("linear", "svd", "ties", "dare", "dare_ties")
@@ -162,29 +169,47 @@ class _Job:
 
 
 def _merge_tensor(job: _Job) -> tuple[Update | None, TensorMerge]:
-    total = torch.empty(math.prod(job.shape), dtype=torch.float64)
-    conflicts, place = Conflicts(len(job.updates)), 0
+    conflicts, held = Conflicts(len(job.updates)), []
     generators = [_generator(job, index) for index in range(len(job.updates))]
     thresholds = _own_thresholds(job)
-    for block in blocks_of(job.shape):
-        values = _block(job, block)
+    support = _support(job)
+    for values in _pieces(job, support):
         values = _sparsified(values, job, thresholds, generators)
         agreed = _agreeing(values, job.config)
         conflicts += conflicts_of(values, agreed)
-        size = values.shape[1]
-        total[place : place + size] = _joined(values, agreed, job)
-        place += size
-    update = _stored(job, total)
-    error = _error(job, update, total)
+        held.append(_joined(values, agreed, job))
+    total = torch.cat(held) if held else torch.zeros(0, dtype=torch.float64)
+    update = _stored(job, total, support)
+    error = _error(job, update, total, support)
     terms = update.terms if update is not None else ()
-    norm = float(total.norm())
-    return update, TensorMerge(job.name, job.shape, terms, conflicts, error, norm)
+    return update, TensorMerge(job.name, job.shape, terms, conflicts, error, float(total.norm()))
+
+
+def _support(job: _Job) -> Tensor | None:
+    """Return the positions that any delta changes where all are sparse there; None otherwise."""
+    present = [update for update in job.updates if update is not None]
+    terms = [u.sparse.positions for u in present if u.terms == ("sparse",) and u.sparse is not None]
+    return torch.cat(terms).unique() if len(terms) == len(present) else None
+
+
+def _pieces(job: _Job, support: Tensor | None) -> Iterator[Tensor]:
+    """Yield the differences `(k, n)` of a piece of the tensor, or of the support, at a time."""
+    if support is None:
+        for rows in blocks_of(job.shape):
+            yield _block(job, rows)
+        return
+    for part in support.split(BLOCK):
+        out = torch.zeros(len(job.updates), part.numel(), dtype=torch.float64)
+        for index, update in enumerate(job.updates):
+            if update is not None and update.sparse is not None:
+                out[index] = values_at(update.sparse, part)
+        yield out
 
 
 def _block(job: _Job, rows: tuple[int, int]) -> Tensor:
-    """Return the differences `(k, entries)` of a block."""
+    """Return the differences `(k, entries)` of a block of rows."""
     weight = weight_rows(job.base, job.name, rows) if _scales(job) else None
-    count = (rows[1] - rows[0]) * (math.prod(job.shape) // max(job.shape[0] if job.shape else 1, 1))
+    count = (rows[1] - rows[0]) * matrix_shape(job.shape)[1]
     out = torch.zeros(len(job.updates), count, dtype=torch.float64)
     for index, update in enumerate(job.updates):
         if update is not None:
@@ -227,7 +252,7 @@ def _joined(values: Tensor, agreed: Tensor, job: _Job) -> Tensor:
     return (weighted * agreed).sum(0) / agreed.sum(0).clamp(min=1)
 
 
-def _stored(job: _Job, total: Tensor) -> Update | None:
+def _stored(job: _Job, total: Tensor, support: Tensor | None) -> Update | None:
     """Return the update that keeps the merged difference."""
     config = job.config
     parts = [(u, w) for u, w in zip(job.updates, job.weights, strict=True) if u is not None]
@@ -240,25 +265,35 @@ def _stored(job: _Job, total: Tensor) -> Update | None:
                 "say it with rank=8"
             )
     if rank is not None:
-        return low_rank_update(total, job.shape, rank, config.stored)
+        return low_rank_update(_flat(job, total, support), job.shape, rank, config.stored)
     if config.method == "linear" and (not _scales(job) or len(parts) == 1):
         try:
             return combine_updates(parts)
         except DeltaError:
             # a product over a tensor and one for each of its matrices, a scale beside other terms
-            return entries_update(total, job.shape, config.stored)
-    return entries_update(total, job.shape, config.stored)
+            return entries_update(total, job.shape, config.stored, support)
+    return entries_update(total, job.shape, config.stored, support)
 
 
-def _error(job: _Job, update: Update | None, total: Tensor) -> float:
+def _flat(job: _Job, total: Tensor, support: Tensor | None) -> Tensor:
+    """Return the merged difference of the whole tensor, flat."""
+    if support is None:
+        return total
+    return total.new_zeros(math.prod(job.shape)).index_put_((support,), total)
+
+
+def _error(job: _Job, update: Update | None, total: Tensor, support: Tensor | None) -> float:
     """Return `||stored - exact||` (Frobenius)."""
     if update is None:
         return float(total.norm())
+    if support is not None and update.sparse is not None and update.terms == ("sparse",):
+        return float((values_at(update.sparse, support) - total).norm())
+    exact = _flat(job, total, support)
     squares, place = 0.0, 0
     for rows in blocks_of(job.shape):
         weight = weight_rows(job.base, job.name, rows) if update.scale is not None else None
         found = difference_of(update, rows, weight)
-        squares += float((found - total[place : place + found.numel()]).square().sum())
+        squares += float((found - exact[place : place + found.numel()]).square().sum())
         place += found.numel()
     return math.sqrt(squares)
 
@@ -283,6 +318,10 @@ def _least_kept(updates: list[tuple[str, Update]], density: float, base: BaseLik
     """Return the magnitude of the last of the `density` largest nonzero values; equals stay too."""
     held: list[Tensor] = []
     for name, update in updates:
+        if update.sparse is not None and update.terms == ("sparse",):
+            magnitudes = values_of(update.sparse.values).double().abs()
+            held.append(magnitudes[magnitudes > 0])
+            continue
         for rows in blocks_of(update.shape):
             weight = weight_rows(base, name, rows) if update.scale is not None else None
             try:
