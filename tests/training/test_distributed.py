@@ -24,6 +24,7 @@ TUNERS: dict[str, dict[str, Any]] = {
         "groups": None,
     },
     "random_mask": {"name": "random_mask", "share": 0.2},
+    "dora": {"name": "dora", "rank": 2},
     "gradient_mask": {"name": "gradient_mask", "share": 0.2},
     "fisher_mask": {"name": "fisher_mask", "share": 0.2},
     "full": {"name": "full"},
@@ -43,6 +44,10 @@ def numbers(delta: Delta) -> dict[str, torch.Tensor]:
             found[f"{name} values"] = values_of(update.sparse.values)
         if update.dense is not None:
             found[f"{name} dense"] = values_of(update.dense)
+        if update.low_rank is not None and update.scale is not None:
+            found[f"{name} left values"] = values_of(update.low_rank.left)
+            found[f"{name} right values"] = values_of(update.low_rank.right)
+            found[f"{name} scale"] = values_of(update.scale)
     for port, held in delta.ports.items():
         found |= {f"{port}.{name}": values_of(t) for name, t in held.tensors.items()}
     return found

@@ -15,6 +15,7 @@ STOP = {"eval_every": 1, "patience": 2, "keep_best": True}
 CASES: dict[str, dict[str, Any]] = {
     "random_mask": {},
     "diff_pruning": {"tuner": DIFF},
+    "lora": {"tuner": {"name": "lora", "rank": 2, "dropout": 0.1}},
     "gradient_mask": {"tuner": {"name": "gradient_mask", "share": 0.2}},
     "early_stop": {"tuner": DIFF, "train": STOP},
     "accumulated": {"train": {"accumulate": 2}},

@@ -183,6 +183,17 @@ def test_a_prompt_is_vectors_before_the_embedded_input(name):
         view(base, [(delta, 0.5)])
 
 
+def test_an_encoder_and_decoder_take_neither_prompt_nor_prefix():
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    base = plain_base(T5ForConditionalGeneration(config))
+    with pytest.raises(UnsupportedError, match="of an encoder and a decoder, only one reads it"):
+        PromptTuning().attach(base, [], seed=0)
+    with pytest.raises(UnsupportedError, match="no causal decoder"):
+        PrefixTuning().attach(base, [], seed=0)
+
+
 def test_a_prefix_is_keys_and_values_of_every_layer():
     """The oracle: PEFT's own prefix tuning with the same vectors."""
     from peft import PrefixTuningConfig, get_peft_model
@@ -207,7 +218,7 @@ def test_a_prefix_is_keys_and_values_of_every_layer():
         for module in (attachment.module.eval(), view(base, delta)):
             found = module(ids, attention_mask=mask, use_cache=False).logits
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-    with pytest.raises(UnsupportedError, match="takes .past_key_values."):
+    with pytest.raises(UnsupportedError, match=r"takes .past_key_values."):
         PrefixTuning().attach(plain_base(CASES["bert"].build()), [], seed=0)
     with pytest.raises(ConfigError, match="length: 1 or more"):
         PrefixTuning(length=0)

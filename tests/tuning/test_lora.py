@@ -349,6 +349,40 @@ def test_asking_a_branch_for_its_type_computes_nothing():
     torch.testing.assert_close(attachment.module.state_dict()["run.weight"] + 0.0, wanted)
 
 
+@pytest.mark.parametrize("name", ["t5", "llama"])
+def test_models_that_ask_layers_for_their_type_train_with_dropout_and_checkpointing(name):
+    """T5 reads `wo.weight.dtype` at each step; recomputed activations run the branches again."""
+    from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 30, "num_attention_heads": 2}
+    if name == "t5":
+        config = T5Config(vocab_size=30, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+        model = T5ForConditionalGeneration(config)
+        model.config.decoder_start_token_id = 0
+    else:
+        sizes |= {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+        model = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=1))
+    base = plain_base(model)
+    words = torch.randint(1, 30, (4, 7))
+    tuner = LoRA(rank=2, dropout=0.1, values_lr=2e-2)
+    attachment = tuner.attach(base, list(base.names.pieces), seed=0)
+    report = attachment.report()
+    assert report["branches"] == report["tensors"] > 15
+    attachment.module.activation_checkpointing_enable()
+    attachment.module.train()
+    losses = run_stage(
+        attachment, tuner.stages[0], lambda m, _: m(input_ids=words, labels=words).loss, 60
+    )
+    assert losses[-1] < 0.7 * losses[0]
+    attachment.module.activation_checkpointing_disable()
+    with torch.no_grad(), attachment.settled() as module:
+        found = module.eval()(input_ids=words, labels=words).logits
+        delta = as_delta(base, attachment.extract("float32"))
+        wanted = view(base, delta)(input_ids=words, labels=words).logits
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_dropout_acts_on_the_branch_only():
     torch.manual_seed(0)
     base = plain_base(nn.Linear(400, 3))

@@ -19,6 +19,7 @@ _SLOTS = "_graftwork_slots"
 
 
 @runtime_checkable
+@runtime_checkable
 class Computed(Protocol):
     """One computed parameter of one module."""
 

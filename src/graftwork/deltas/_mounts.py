@@ -22,6 +22,7 @@ from graftwork.deltas._names import NameMap
 
 
 @runtime_checkable
+@runtime_checkable
 class Named(Protocol):
     """The part of a base that mounting needs."""
 
@@ -79,6 +80,11 @@ def _bottleneck(root: nn.Module, parameter: str, port: nn.Module) -> None:
 def _prompt(root: nn.Module, _parameter: str, port: nn.Module) -> None:
     """Put L vectors before the embedded input, and take their L outputs away again."""
     embeddings = _input_embeddings(root, "a prompt", "inputs_embeds")
+    if getattr(getattr(root, "config", None), "is_encoder_decoder", False):
+        raise UnsupportedError(
+            f"a prompt cannot stand before the input of {type(root).__name__}: of an encoder and a "
+            "decoder, only one reads it, and the outputs are the other's; take a low-rank term"
+        )
     added: list[int] = []
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> tuple[tuple[()], dict[str, Any]]:

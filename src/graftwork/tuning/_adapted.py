@@ -206,7 +206,8 @@ class Adapted(Attachment):
             TrainingError: the loss does not depend on any target.
             UnusedTensorError: a target was not consumed.
         """
-        if all(parameter.grad is None for parameter in self if parameter.requires_grad):
+        training = [parameter for parameter in self if parameter.requires_grad]
+        if training and all(parameter.grad is None for parameter in training):
             names = [*(target.name for target in self._targets), *self._inside]
             raise TrainingError(
                 f"none of the {len(names)} tuned tensors received a gradient (first: "
