@@ -147,7 +147,7 @@ def pilots(found: Mapping[str, Any]) -> Iterator[str]:
     yield "### The search on the pilot seeds\n"
     yield found["note"] + "\n"
     yield from table(
-        ("method", "rate searched: accuracy", "chosen"),
+        ("method", "rate searched: score", "chosen"),
         (
             (
                 method,

@@ -2,7 +2,7 @@
 
     python studies/molformer_rates.py bases --seeds 0 1 2 --data DIR   # pretrains, once
     python studies/molformer_rates.py run --seeds 0 1 2 --data DIR     # a stopped run goes on
-    python studies/molformer_rates.py show                             # the table, and the best
+    python studies/molformer_rates.py show                             # prints and stores the best
 
 A method's rate is the one with the highest mean, over sets and pilot seeds, of R2 on the validation
 rows. The test rows are measured too, for the rules of the claim, and have no say in the rates.
@@ -25,6 +25,15 @@ from graftwork.tasks import evaluate_delta
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "molformer_rates.jsonl"
+PILOT = HERE.parent / "src/graftwork/claims/results/molformer.pilot.json"
+NOTE = """R2 in percent on 100 validation rows, mean over lipophilicity and QM8 E1 and over the
+seeds 0, 1, 2; 300 labels, 300 updates, the best of 10 looks."""
+REMARKS = """Neighbouring rates differ by less than 100 rows can tell. On the test rows of the pilot
+seeds, with the chosen rates: lipophilicity 17.5 pretrained, 18.9 from scratch; QM8 E1 72.5 and
+71.5. Frozen, all labels, seeds 0, 1, 2: lipophilicity 34.4, 33.5, 33.4 pretrained, -2.7, 21.8, 26.2
+random, 16.1, 20.2, 23.3 counts; QM8 E1 72.6, 75.1, 80.0; 70.1, 74.9, 75.0; 58.9, 60.6, 65.2.
+Correlation of the best head's attention with nearness: 0.46, 0.43, 0.46 and 0.61, 0.49, 0.49;
+random 0.05, 0.08, 0.09 and 0.18, 0.13, 0.22. The rules were set from these."""
 FOLDER = Path("runs/molformer-rates")
 DENSE, SPARSE = (3e-4, 1e-3, 3e-3), (3e-3, 1e-2, 3e-2)
 RATES = {
@@ -84,19 +93,20 @@ def read_results() -> list[dict[str, Any]]:
 
 
 def show() -> None:
-    """Print each method and rate: R2 on the validation rows, by set; and of the best on the test.
-
-    The best is the rate with the highest mean on the validation rows.
-    """
+    """Print each method's rates; store them where the page of claims finds them."""
     lines = read_results()
+    methods = {}
     for method in RATES:
         rates = sorted({line["rate"] for line in lines if line["method"] == method})
-        means = {rate: _mean(lines, method, rate, "r2") for rate in rates}
-        best = max(means, key=lambda rate: means[rate])
-        print(f"{method}: { ({rate: round(mean, 1) for rate, mean in means.items()}) }, {best:g}")
+        means = {f"{rate:g}": round(_mean(lines, method, rate, "r2"), 1) for rate in rates}
+        best = max(rates, key=lambda rate: _mean(lines, method, rate, "r2"))
+        methods[method] = {"accuracy": means, "chosen": f"{best:g}"}
+        print(f"{method}: {means}, {best:g}")
         for line in lines:
             if (line["method"], line["rate"]) == (method, best):
                 print(f"    {line['set']}, seed {line['seed']}: test {line['test r2']:.1f}")
+    table = {"note": NOTE, "methods": methods, "remarks": REMARKS}
+    PILOT.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 
 def _mean(lines: list[dict[str, Any]], method: str, rate: float, key: str) -> float:
