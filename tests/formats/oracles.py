@@ -146,7 +146,7 @@ def train(case: Case, wrapped: nn.Module, rate: float) -> None:
     assert after < 0.7 * before, f"{before:.3f} -> {after:.3f}"
 
 
-def peft_logits(model: str, folder: Path) -> Tensor:
+def peft_logits(model: str, folder: Path, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return the logits of PEFT's model with the adapter in `folder`, on the same inputs."""
     case = MODELS[model]
     with warnings.catch_warnings():
@@ -156,7 +156,7 @@ def peft_logits(model: str, folder: Path) -> Tensor:
         warnings.filterwarnings("error", message=r"(?is).*fan_in_fan_out.*")
         wrapped = PeftModel.from_pretrained(case.build(), folder).eval()
     with torch.no_grad():
-        return case.call(wrapped, case.batch(16, seed=77).inputs)
+        return case.call(wrapped.to(dtype), case.batch(16, seed=77, dtype=dtype).inputs)
 
 
 __all__ = ["LENGTH", "MODELS", "Found", "peft_logits", "quiet", "train", "trained"]
