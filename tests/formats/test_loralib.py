@@ -33,7 +33,7 @@ def test_the_authors_own_checkpoint_tensor_by_tensor(tmp_path):
     # roberta-base in all that the checkpoint touches
     config = RobertaConfig(vocab_size=8, intermediate_size=4, max_position_embeddings=8)
     base = load(RobertaModel(config))
-    options = LoralibOptions(alpha=16, head_activation="tanh")
+    options = LoralibOptions(alpha=16.0, head_activation="tanh")
     delta = loads(dumps(import_loralib(MNLI, base, options)))
     theirs: dict[str, Tensor] = torch.load(  # noqa: TID251 the oracle
         MNLI, map_location="cpu", weights_only=True
@@ -58,7 +58,7 @@ def test_the_authors_own_checkpoint_tensor_by_tensor(tmp_path):
     assert seen == sum(t.numel() for t in theirs.values()) == 294_912 + 592_899
     assert delta.provenance["alpha"] == 16
     assert len(dumps(delta)) <= MNLI.stat().st_size
-    without = LoralibOptions(alpha=16)
+    without = LoralibOptions(alpha=16.0)
     with pytest.raises(UnsupportedError, match="say it with head_activation='tanh'"):
         import_loralib(MNLI, base, without)
 
@@ -122,23 +122,23 @@ def test_what_a_checkpoint_lacks_is_named(tmp_path):
     base, tensors, path = load(Layers()), factors(), tmp_path / "lora.safetensors"
     save_file(tensors, path)
     with pytest.raises(DeltaFileError, match="say which of them are adapted with enabled="):
-        import_loralib(path, base, LoralibOptions(alpha=1))
+        import_loralib(path, base, LoralibOptions(alpha=1.0))
     with pytest.raises(DeltaFileError, match=r"with enabled=\(True, False\)"):
-        import_loralib(path, base, LoralibOptions(alpha=1, enabled=(True, False)))
+        import_loralib(path, base, LoralibOptions(alpha=1.0, enabled=(True, False)))
     with pytest.raises(ConfigError, match="alpha is nan, it must be a finite number"):
         LoralibOptions(alpha=float("nan"))
     save_file({k: t for k, t in tensors.items() if k != "plain.lora_B"}, path)
     with pytest.raises(DeltaFileError, match="module 'plain' has no lora_B in the file"):
-        import_loralib(path, base, LoralibOptions(alpha=1))
+        import_loralib(path, base, LoralibOptions(alpha=1.0))
     save_file({"plain.weight": torch.ones(5, 6)}, path)
     with pytest.raises(DeltaFileError, match=r"no key ends in '\.lora_A'"):
-        import_loralib(path, base, LoralibOptions(alpha=1))
+        import_loralib(path, base, LoralibOptions(alpha=1.0))
     pair = {"plain.lora_A": torch.ones(2, 6), "plain.lora_B": torch.ones(5, 2)}
     save_file({**pair, "plain.gain": torch.ones(5)}, path)
     with pytest.raises(UnknownNameError, match=r"unknown parameter of the base .plain\.gain"):
-        import_loralib(path, base, LoralibOptions(alpha=1))
+        import_loralib(path, base, LoralibOptions(alpha=1.0))
     with pytest.raises(DeltaFileError, match="does not exist"):
-        import_loralib(tmp_path / "none.bin", base, LoralibOptions(alpha=1))
+        import_loralib(tmp_path / "none.bin", base, LoralibOptions(alpha=1.0))
 
 
 def hub_folder(folder: Path, name: str, version: str = "adapters.1.2.0", **changes: object) -> Base:
