@@ -315,9 +315,48 @@ def test_pieces_of_a_fused_weight_are_targets_of_their_own():
     fill(attachment)
     attachment.module(x).square().sum().backward()
     attachment.collect()
+    factors = {t.name: t.blocks[0].factors for t in attachment._targets}
+    leaves = [p.detach().clone().requires_grad_() for n in "ab" for p in _two(factors[n])]
+    change = torch.cat([leaves[0] @ leaves[1], leaves[2] @ leaves[3]], 1)
+    wanted = F.linear(x, model.weight + change, model.bias)
+    wanted.square().sum().backward()
+    for mine, theirs in zip([p for n in "ab" for p in _two(factors[n])], leaves, strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad)
     with torch.no_grad():
+        torch.testing.assert_close(attachment.module(x), wanted)
         delta = as_delta(base, attachment.extract("float32"))
-        torch.testing.assert_close(view(base, delta)(x), attachment.module(x))
+        torch.testing.assert_close(view(base, delta)(x), wanted)
+
+
+def test_experts_that_the_loader_fuses_are_targets_by_their_stored_names():
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    from graftwork.bases import load
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    config = MixtralConfig(
+        **sizes, num_attention_heads=2, num_key_value_heads=1, num_local_experts=4
+    )
+    base = load(MixtralForCausalLM(config))
+    names = base.names.match(["*experts.*"])
+    assert "layers.0.block_sparse_moe.experts.3.w1.weight" in names
+    tuner = LoRA(rank=2, values_lr=5e-2)
+    attachment = tuner.attach(base, names, seed=0)
+    assert attachment.report() == {"values": 12 * 2 * (16 + 24), "tensors": 12, "branches": 0}
+    words = torch.randint(1, 30, (4, 6))
+    losses = run_stage(
+        attachment, tuner.stages[0], lambda m, _: m(input_ids=words, labels=words).loss, 80
+    )
+    assert losses[-1] < 0.7 * losses[0]
+    with torch.no_grad(), attachment.settled() as module:
+        found = module.eval()(input_ids=words).logits
+        wanted = view(base, as_delta(base, attachment.extract("float32")))(input_ids=words).logits
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def _two(factors) -> tuple[nn.Parameter, nn.Parameter]:
+    return factors.left, factors.right
 
 
 def test_a_tied_weight_is_one_target_and_both_layers_have_it():

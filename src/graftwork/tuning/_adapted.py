@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from graftwork._errors import DeltaError, TrainingError, UnsupportedError, UnusedTensorError
@@ -50,6 +51,25 @@ class Inside:
     module: nn.Module
     kind: str
     config: Mapping[str, Any]
+
+
+class _Assembled(torch.autograd.Function):
+    """A parameter with some of its pieces replaced: one copy, however many pieces there are."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, pieces: Sequence[Piece], *parts: Tensor) -> Tensor:
+        """Return the frozen parameter with `parts` in place of `pieces`."""
+        ctx.pieces = pieces
+        out = parameter.detach().clone(memory_format=torch.contiguous_format)
+        for piece, part in zip(pieces, parts, strict=True):
+            piece.of(out).copy_(part)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return each part's own piece of the gradient; the parameter is frozen."""
+        gradient = gradient.contiguous()
+        return (None, None, *(piece.of(gradient) for piece in ctx.pieces))
 
 
 class _Slot:
@@ -95,13 +115,9 @@ class _Slot:
         first = self._targets[0]
         if first.piece.whole:
             return first.adapted(parameter).to(parameter.dtype)
-        out = parameter
-        for target in self._targets:
-            piece = target.piece
-            changed = target.adapted(piece.of(parameter)).to(parameter.dtype)
-            out = out.as_strided_scatter(
-                changed, piece.shape, piece.strides, parameter.storage_offset() + piece.offset
-            )
+        parts = [t.adapted(t.piece.of(parameter)).to(parameter.dtype) for t in self._targets]
+        pieces = [target.piece for target in self._targets]
+        out: Tensor = _Assembled.apply(parameter, pieces, *parts)  # type: ignore[no-untyped-call]
         return out
 
 
