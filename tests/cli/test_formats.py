@@ -1,6 +1,7 @@
 """`graftwork import` and `export`, as a new user of PEFT would call them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,23 @@ def test_a_peft_lora_in_and_out_again(adapter, base, tmp_path, capsys):
     main([*words, "--to", "card", "--out", str(tmp_path / "merged"), "--base-name", "org/tiny"])
     assert 'base_model: "org/tiny"' in (tmp_path / "merged" / "README.md").read_text()
     capsys.readouterr()
+
+
+def test_an_adapter_on_the_hub(adapter, base, tmp_path, capsys, monkeypatch):
+    from huggingface_hub import constants
+
+    root = tmp_path / "hub" / "models--me--lora"
+    snapshot = root / "snapshots" / ("0" * 40)
+    snapshot.parent.mkdir(parents=True)
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(adapter, snapshot)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    words = ["--base", base, "--out", str(tmp_path / "d.safetensors")]
+    assert document(capsys, "import", "me/lora", *words)["tensors"] == 4
+    assert main(["import", "me/nothing", *words]) == 2
+    assert "cannot fetch 'me/nothing'" in capsys.readouterr().err
 
 
 def test_for_people(adapter, base, tmp_path, capsys, monkeypatch):

@@ -151,6 +151,16 @@ def test_half_precision_on_request(tmp_path):
     assert len(dumps(half)) < len(dumps(import_peft(found.folder, base)))
 
 
+def test_scales_stay_as_they_are_whatever_is_stored(tmp_path):
+    model, config = ADAPTERS["ia3"]
+    found = trained(model, config, tmp_path, rate=1e-1)
+    base = load(MODELS[model].build())
+    plain, narrow = (
+        import_peft(found.folder, base, ImportOptions(stored=stored)) for stored in (None, "int8")
+    )
+    assert dumps(plain) == dumps(narrow)
+
+
 @pytest.mark.parametrize("kind", ["headless base, task adapter", "task base, headless adapter"])
 def test_a_task_prefix_more_or_less_is_the_same_module(kind, tmp_path):
     model, config = ADAPTERS["lora"]

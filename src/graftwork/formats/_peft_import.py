@@ -37,7 +37,9 @@ class ImportOptions:
     """What the files of adapters leave open."""
 
     stored: str | None = None
-    """Type of the values in the delta; None keeps each tensor's own, so that no bit changes."""
+    """Type of factors and heads in the delta; None keeps each tensor's own, so that no bit changes.
+    Scales stay as they are, and differences of biases are float32: an error of theirs would be one
+    of the base's own weights."""
     head_activation: str | None = None
     """Activation inside a head of two layers, which no file states: "tanh", "relu", "gelu"."""
     signature: Mapping[str, Any] | None = None
@@ -110,7 +112,7 @@ def _add_module(
     name, options = named
     parts = adapter.parts[name]
     if config.kind == "IA3":
-        _add_scale(updates, place, parts["scale"], config.feeds_forward(name), options)
+        _add_scale(updates, place, parts["scale"], config.feeds_forward(name))
         return
     _check_parts(name, parts, config)
     _check_factors(place, name, config, adapter, options)
@@ -179,14 +181,10 @@ def _dora_scale(place: Place, term: LowRank, magnitude: Tensor, key: str) -> Sto
 
 
 def _add_scale(
-    updates: dict[str, Update],
-    place: Place,
-    scale: Tensor,
-    feeds_forward: bool,
-    options: ImportOptions,
+    updates: dict[str, Update], place: Place, scale: Tensor, feeds_forward: bool
 ) -> None:
     """Add IA3's scale (Liu et al., 2022, sec. 3.3), of inputs or of outputs with their bias."""
-    vector, stored = scale.reshape(-1), options.stored or _type(scale)
+    vector, stored = scale.reshape(-1), _type(scale)
     wanted = place.inputs if feeds_forward else place.outputs
     if vector.numel() != wanted:
         side = "inputs (feedforward_modules)" if feeds_forward else "outputs"
