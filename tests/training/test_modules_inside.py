@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from graftwork._errors import FingerprintError
+from graftwork._errors import FingerprintError, UnsupportedError
 from graftwork.bases import Base, load
 from graftwork.deltas import dumps, loads
+from graftwork.formats import export_merged
 from graftwork.tasks import Table, TaskConfig, predict, task_from_tables
 from graftwork.training import History, TrainConfig, finish, fit, start
 from graftwork.tuning import Bottlenecks, PromptTuning
@@ -34,7 +35,7 @@ def made(base: Base):
 
 
 @pytest.mark.parametrize("name", TUNERS)
-def test_what_was_trained_is_what_is_measured_and_predicted(name):
+def test_what_was_trained_is_what_is_measured_and_predicted(name, tmp_path):
     base = text_base()
     task = made(base)
     before = {key: value.clone() for key, value in base.model.state_dict().items()}
@@ -53,6 +54,8 @@ def test_what_was_trained_is_what_is_measured_and_predicted(name):
     assert metrics["accuracy"] == pytest.approx(right / len(ROWS))
     assert metrics["accuracy"] > 0.9
     assert all(torch.equal(before[k], v) for k, v in base.model.state_dict().items())
+    with pytest.raises(UnsupportedError, match=r"cannot hold the port '(bottleneck|prompt):"):
+        export_merged(again, base, tmp_path / "merged")
     other = load(text_base().model.__class__(text_base().model.config, add_pooling_layer=False))
     with pytest.raises(FingerprintError):
         predict(other, again, [{"text": "a good"}])

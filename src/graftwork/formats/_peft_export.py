@@ -232,8 +232,7 @@ def head_port(delta: Delta) -> str | None:
                 "delta in graftwork's own file, or drop the port with "
                 "dataclasses.replace(delta, ports={})"
             )
-        return name
-    return None
+    return next(iter(delta.ports), None)
 
 
 def head_with_names(
