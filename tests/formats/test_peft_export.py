@@ -353,9 +353,11 @@ def test_what_peft_cannot_hold_is_named(name, tmp_path):
 def test_ports_other_bases_and_occupied_folders_are_refused(tmp_path):
     base = load(MODELS["bert"].build())
     delta = lora_like(base)
-    prompt = dataclasses.replace(delta, ports={"prompt": Port("prompt", {}, {})})
-    with pytest.raises(UnsupportedError, match="hold the port 'prompt' of kind 'prompt'"):
-        export_peft(prompt, base, tmp_path / "out")
+    prompt, head = Port("prompt", {}, {}), Port("head", {"out_features": 2}, {})
+    for ports in ({"prompt": prompt}, {"head": head, "prompt": prompt}):
+        refused = dataclasses.replace(delta, ports=ports)
+        with pytest.raises(UnsupportedError, match="hold the port 'prompt' of kind 'prompt'"):
+            export_peft(refused, base, tmp_path / "out")
     with pytest.raises(FingerprintError, match="made for another base"):
         export_peft(delta, load(MODELS["bert"].build(seed=1)), tmp_path / "out")
     (tmp_path / "out").mkdir()
