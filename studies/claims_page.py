@@ -67,6 +67,18 @@ hold Q by being near 0 (0.06 to 0.08). The variance of the dropout does not tell
 logged ones, not before training and not after: it grows with the square of Q, which is higher at
 logged actions, and divided by that square it is near chance. [More](uwac.md#what-was-measured).
 """,
+    "molformer": """**What was found.** Ten minutes of pretraining teach the base chemistry: three of
+four hidden tokens are right, and one head attends to bonded atoms (0.45 to 0.55 against 0.08 to
+0.24). What that is worth depends on the property. For the excitation energies of QM8, frozen
+features are 15.5 points of R2 over counts of tokens and 6.2 over random features, and with 300
+labels the pretrained base is ahead of one from scratch for every seed (+2.0, +1.9, +3.7). For
+lipophilicity nothing is shown: frozen features are 6.7 points over counts (8 were asked for) and
+3.3 over random features (5), where pilots had 13.9 and 18.7, and 300 labels learn nothing from
+pretraining. The cause is noise and size: 420 test rows of another random split each (random
+features scatter from 7 to 33), and 41 thousand molecules of one screen, seen five times by 0.4
+million weights. With 3,360 labels fine-tuning the same base reaches 49, so its features are no
+ceiling.
+""",
 }
 """What a person concluded from the published results."""
 
