@@ -37,7 +37,8 @@ def split_molecules(
         kind: "random" draws rows. "scaffold" keeps molecules of one Bemis-Murcko scaffold
             together and gives training the largest groups first, so that the test holds the rare
             ones: the split of MoleculeNet (Wu et al., 2018), harder and nearer to use. It draws
-            nothing; groups of one size go in the order of their first rows.
+            nothing; of groups of one size the one with the last first row goes first, as in
+            DeepChem.
         shares: of the three parts; they add up to 1.
         seed: of the random split.
 
@@ -50,7 +51,7 @@ def split_molecules(
         ...     ["c1ccccc1", "Cc1ccccc1", "CCO", "C1CCC1"], shares=(0.5, 0.25, 0.25)
         ... )
         >>> [part.tolist() for part in split]
-        [[0, 1], [2], [3]]
+        [[0, 1], [3], [2]]
     """
     if kind not in SPLITS:
         raise UnknownNameError("split", kind, get_args(SplitKind))
@@ -73,7 +74,7 @@ def _scaffold(smiles: Sequence[str], shares: tuple[float, float, float], seed: i
     first, second = _ends(len(smiles), shares)
     parts: tuple[list[int], list[int], list[int]] = ([], [], [])
     room = (first, second - first)
-    for rows in sorted(groups.values(), key=lambda rows: (-len(rows), rows[0])):
+    for rows in sorted(groups.values(), key=lambda rows: (len(rows), rows[0]), reverse=True):
         place = 2
         if len(parts[0]) + len(rows) <= room[0]:
             place = 0
