@@ -67,7 +67,7 @@ hold Q by being near 0 (0.06 to 0.08). The variance of the dropout does not tell
 logged ones, not before training and not after: it grows with the square of Q, which is higher at
 logged actions, and divided by that square it is near chance. [More](uwac.md#what-was-measured).
 """,
-    "molformer": """**What was found.** Ten minutes of pretraining teach the base chemistry: three of
+    "molformer": """**What was found.** Minutes of pretraining teach the base chemistry: three of
 four hidden tokens are right, and one head attends to bonded atoms (0.45 to 0.55 against 0.08 to
 0.24). What that is worth depends on the property. For the excitation energies of QM8, frozen
 features are 15.5 points of R2 over counts of tokens and 6.2 over random features, and with 300
