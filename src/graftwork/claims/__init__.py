@@ -4,7 +4,7 @@ Rules are fixed on pilot seeds 0-2 and judged on seeds 10-12. A failed differenc
 failed; rules are never bent to results.
 """
 
-from graftwork.claims import diff_pruning, molformer, orca, uwac
+from graftwork.claims import diff_pruning, lora, molformer, orca, uwac
 from graftwork.claims._claim import JUDGED_SEEDS as JUDGED_SEEDS
 from graftwork.claims._claim import PILOT_SEEDS as PILOT_SEEDS
 from graftwork.claims._claim import Claim as Claim
@@ -31,6 +31,7 @@ CLAIMS: dict[str, Claim] = {
         orca.CLAIM,
         uwac.CLAIM,
         molformer.CLAIM,
+        lora.CLAIM,
     )
 }
 """Every claim by name: one file and one line here a claim."""
