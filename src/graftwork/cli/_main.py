@@ -35,6 +35,7 @@ COMMANDS = {
         "graftwork.cli.demo", "adapt a real pretrained encoder in a few minutes, offline"
     ),
     "adapt": Command("graftwork.cli.adapt", "learn a delta for your data"),
+    "compare": Command("graftwork.cli.compare", "measure several tuners within a budget of bytes"),
     "pretrain": Command("graftwork.cli.pretrain", "make a base of molecules from SMILES strings"),
     "policy": Command("graftwork.cli.policy", "learn a control policy from logged transitions"),
     "evaluate": Command("graftwork.cli.evaluate", "measure a delta on labelled data"),

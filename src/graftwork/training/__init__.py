@@ -2,7 +2,13 @@
 
 from graftwork.training._adapt import adapt as adapt
 from graftwork.training._adaptation import Adaptation as Adaptation
+from graftwork.training._budget import REFERENCES as REFERENCES
+from graftwork.training._budget import Fit as Fit
+from graftwork.training._budget import fit_tuner as fit_tuner
 from graftwork.training._checkpoint import Checkpoints as Checkpoints
+from graftwork.training._compare import CompareConfig as CompareConfig
+from graftwork.training._compare import compare as compare
+from graftwork.training._compare import step_memory as step_memory
 from graftwork.training._config import FAMILIES as FAMILIES
 from graftwork.training._config import BaseOptions as BaseOptions
 from graftwork.training._config import LogConfig as LogConfig
@@ -47,18 +53,22 @@ from graftwork.training._run import run as run
 from graftwork.training._seeds import derive as derive
 from graftwork.training._start import start as start
 from graftwork.training._train_config import TrainConfig as TrainConfig
+from graftwork.training._train_config import share_steps as share_steps
 from graftwork.training._trainee import Trainee as Trainee
 from graftwork.training._whole import Whole as Whole
 from graftwork.training._write_report import write_report as write_report
 
 __all__ = [
     "FAMILIES",
+    "REFERENCES",
     "Adaptation",
     "BaseOptions",
     "BaseOutcome",
     "Checkpoints",
+    "CompareConfig",
     "Conclusion",
     "DeltaOutcome",
+    "Fit",
     "Fitted",
     "History",
     "LogConfig",
@@ -81,11 +91,13 @@ __all__ = [
     "Whole",
     "World",
     "adapt",
+    "compare",
     "continue_from",
     "current_world",
     "derive",
     "finish",
     "fit",
+    "fit_tuner",
     "from_tree",
     "from_yaml",
     "joined",
@@ -97,7 +109,9 @@ __all__ = [
     "progress",
     "read_records",
     "run",
+    "share_steps",
     "start",
+    "step_memory",
     "to_tree",
     "to_yaml",
     "with_alignment",
