@@ -44,10 +44,10 @@ def fields_of_signatures(draw: st.DrawFn) -> dict[str, Any]:
     call = draw(st.sampled_from(sorted(CALLS)))
     count = {"single": 1, "array": 1, "embedded": 1}.get(call, 2)
     fields = tuple(draw(st.lists(NAMES, min_size=count, max_size=count, unique=True)))
-    kind = draw(st.sampled_from(["classification", "regression", "binary", "vector"]))
+    kind = draw(st.sampled_from(["classification", "regression", "binary", "multilabel", "vector"]))
     labels = draw(st.lists(NAMES, min_size=2, max_size=4, unique=True))
     answers = tuple(labels[:2]) if draw(st.booleans()) else ()
-    most = {"classification": 1, "vector": 0}.get(kind, 3)
+    most = {"classification": 1, "multilabel": 1, "vector": 0}.get(kind, 3)
     targets = draw(st.lists(NAMES, min_size=min(most, 1), max_size=most, unique=True))
     spread = len(targets) if kind == "regression" else 0
     template = tuple(f"{{{name}}} ." for name in fields) if draw(st.booleans()) else ()
@@ -56,7 +56,11 @@ def fields_of_signatures(draw: st.DrawFn) -> dict[str, Any]:
         call=call,
         fields=fields,
         targets=tuple(targets),
-        labels={"classification": tuple(labels), "binary": answers}.get(kind, ()),
+        labels={
+            "classification": tuple(labels),
+            "multilabel": tuple(labels),
+            "binary": answers,
+        }.get(kind, ()),
         template=template if CALLS[call].texts else (),
         max_length=draw(st.none() | st.integers(1, 512)),
         pooling=draw(st.sampled_from(sorted(POOLINGS))),
@@ -245,6 +249,9 @@ def test_an_empty_signature_is_a_bare_weight_difference() -> None:
         (lambda: values(kind="vector"), r"vector has 0 target\(s\)"),
         (lambda: values(kind="vector", targets=(), labels=("a", "b")), "vector has no labels"),
         (lambda: values(kind="binary", labels=("no",)), "the words for no and yes"),
+        (lambda: values(kind="multilabel", labels=()), "1 or more different names"),
+        (lambda: values(kind="multilabel", labels=("a", "a")), "1 or more different names"),
+        (lambda: values(kind="multilabel", targets=("a", "b"), labels=("c",)), "has 1 target"),
         (lambda: values(kind="binary", target_mean=(0.0,)), "one for each target of a regression"),
         (lambda: ArrayInput((3, 4), mean=(0.0, 0.0)), "mean has 2 values"),
         (lambda: ArrayInput((3, 4), std=(0.0,)), "must be positive"),

@@ -74,8 +74,9 @@ class TaskConfig:
     drawn, e.g. two hypotheses about one premise. "comparisons" keeps its contrast pairs together:
     a random mask at 0.5 % then learns in 250 steps what it does not in 320 of rows drawn apart."""
 
-    kind: Literal["classification", "regression", "binary"] = "classification"
-    """Whether rows have one of several labels, one or more numbers, or yes/no answers."""
+    kind: Literal["classification", "regression", "binary", "multilabel"] = "classification"
+    """Whether rows have one of several labels, one or more numbers, yes/no answers, or any number
+    of labels (a list, or a text parted by commas; blank: none)."""
 
     call: Literal["single", "pair", "two_encodings", "array"] | None = None
     """How the base is called (`CALLS`); None: "single" for one text, "two_encodings" for two,
@@ -111,7 +112,8 @@ class TaskConfig:
 
     metrics: tuple[str, ...] = ()
     """Keys of `METRICS`; the first decides which model is best. Empty: accuracy and loss; pearson,
-    spearman and loss; or roc_auc, average_precision and loss."""
+    spearman and loss; roc_auc, average_precision and loss; or, of several labels, f1 (its mean over
+    the labels), average_precision and loss."""
 
     max_rows: int | None = None
     """Most rows to learn from, drawn by the seed; None: all (20,000 of "comparisons")."""
@@ -143,9 +145,9 @@ class TaskConfig:
                 raise UnknownNameError("metric", name, METRICS)
         if self.kind not in DEFAULT_METRICS:
             raise UnknownNameError("kind", self.kind, DEFAULT_METRICS)
-        if self.kind == "classification" and len(self.label_columns) > 1:
+        if self.kind in ("classification", "multilabel") and len(self.label_columns) > 1:
             raise ConfigError(
-                f"label_columns {self.label_columns}: classification has one target; use kind "
+                f"label_columns {self.label_columns}: {self.kind} has one target; use kind "
                 "'binary' or 'regression' for several"
             )
         if self.pooling is not None and self.pooling not in POOLINGS:

@@ -21,6 +21,7 @@ DEFAULT_METRICS = {
     "classification": ("accuracy", "loss"),
     "regression": ("pearson", "spearman", "loss"),
     "binary": ("roc_auc", "average_precision", "loss"),
+    "multilabel": ("f1", "average_precision", "loss"),
 }
 """Metrics by kind of task where none are named; the first decides which model is best."""
 
@@ -122,7 +123,8 @@ class Evaluator:
     def scored(self, outputs: NDArray[Any], targets: NDArray[Any]) -> dict[str, Scored]:
         """Return the rows of each target as metrics see them: those that have a value of it.
 
-        Values of a regression are back in the data's units. Classification has the one target "".
+        Values of a regression are back in the data's units. Classification has the one target "";
+        of a multilabel task each label is one.
         """
         signature = self.signature
         if outputs.ndim != 2 or outputs.shape[1] != signature.outputs:
@@ -135,10 +137,10 @@ class Evaluator:
         if signature.kind == "regression":
             mean, std = np.asarray(signature.target_mean), np.asarray(signature.target_std)
             outputs, targets = outputs * std + mean, targets * std + mean
-        yes_no = signature.kind == "binary"
+        names = signature.labels if signature.kind == "multilabel" else signature.targets
+        yes_no = signature.kind != "regression"
         return {
-            name: Scored(outputs[:, i], targets[:, i], (), yes_no)
-            for i, name in enumerate(signature.targets)
+            name: Scored(outputs[:, i], targets[:, i], (), yes_no) for i, name in enumerate(names)
         }
 
     def values(

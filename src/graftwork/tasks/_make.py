@@ -31,8 +31,10 @@ from graftwork.tasks._stream import TableStream, shard
 from graftwork.tasks._table import Table
 from graftwork.tasks._targets import (
     check_answers,
+    check_label_sets,
     check_labelled,
     labels_of,
+    labels_within,
     spread_of,
 )
 from graftwork.tasks._task import PortSpec, Task
@@ -47,7 +49,11 @@ OBJECTIVE_OF = {
     "classification": "cross_entropy",
     "regression": "squared_error",
     "binary": "binary_cross_entropy",
+    "multilabel": "binary_cross_entropy",
 }
+
+LABELS_OF = {"classification": labels_of, "multilabel": labels_within}
+"""Kind -> the labels that a column holds; other kinds have none to be found."""
 
 
 def make_task(
@@ -162,9 +168,9 @@ def read_tables(config: TaskConfig, seed: int) -> tuple[TaskConfig, dict[str, Ta
     if config.eval_data is not None:
         train, held = whole, _read(config.eval_data, config)
     else:
-        if config.kind == "classification" and not config.labels:
+        if config.kind in LABELS_OF and not config.labels:
             # Of all rows, since a rare label may fall into one part only.
-            config = replace(config, labels=labels_of(whole, config.targets[0]))
+            config = replace(config, labels=LABELS_OF[config.kind](whole, config.targets[0]))
         train, held = whole.split(config.eval_share, seed=0)
         check_rest(whole, train, config)
     return config, {
@@ -258,6 +264,8 @@ def _target_facts(
         for name in targets:
             check_answers(train, name, config.labels, missing=several)
         return config.labels, (), ()
+    if config.kind == "multilabel":
+        return check_label_sets(train, targets[0], config.labels), (), ()
     labels = labels_of(train, targets[0])
     return config.labels or labels, (), ()
 

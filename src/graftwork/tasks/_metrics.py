@@ -204,7 +204,7 @@ def _loss(rows: Scored) -> float:
     return float((log_total - shifted[np.arange(len(shifted)), rows.targets]).mean())
 
 
-_CLASSES, _VALUES, _ANSWERS = ("classification",), ("regression",), ("binary",)
+_CLASSES, _VALUES, _ANSWERS = ("classification",), ("regression",), ("binary", "multilabel")
 
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(_accuracy, "max", _CLASSES + _ANSWERS),
@@ -229,5 +229,6 @@ METRICS: dict[str, Metric] = {
 
 "f1", "roc_auc" and "average_precision" take the second label, or yes, as the positive class;
 "recall" gives one value a class; "loss" is the mean cross-entropy in nats, or the mean squared
-error in the units of the data. Of several targets each metric is the mean over the targets.
+error in the units of the data. Of several targets, or of the labels of a
+multilabel task, each metric is the mean over them.
 """

@@ -17,8 +17,9 @@ from graftwork.tasks._pooling import FEATURES, POOLINGS, check_features
 from graftwork.tasks._signature_json import VERSION, checked_array, checked_signature, plain
 from graftwork.tasks._table import Table
 
-Kind = Literal["classification", "regression", "binary", "vector"]
-"""What the outputs mean: logits of one label, values, logits of yes/no, or numbers as they are."""
+Kind = Literal["classification", "regression", "binary", "multilabel", "vector"]
+"""What the outputs mean: logits of one label, values, logits of yes/no for each target, logits of
+yes/no for each label, or numbers as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +28,12 @@ class Prediction:
 
     Attributes:
         label: classification: the most probable label.
-        scores: classification: label -> probability; binary: target -> probability of yes.
+        scores: classification: label -> probability; binary: target -> probability of yes;
+            multilabel: label -> probability that the row has it.
         value: regression of one target: the predicted number, in the units of the data.
         values: regression: target -> predicted number, in the units of the data.
         vector: kind "vector": the outputs as they are.
+        labels: multilabel: the labels that are more probable than not, in the signature's order.
     """
 
     label: str | None = None
@@ -38,6 +41,7 @@ class Prediction:
     value: float | None = None
     values: Mapping[str, float] | None = None
     vector: tuple[float, ...] | None = None
+    labels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +50,16 @@ class Signature:
 
     Attributes:
         kind: "classification" (outputs are logits `(B, labels)`), "regression" (values `(B, T)` of
-            T targets), "binary" (logits `(B, T)` of T yes/no targets) or "vector" (`(B, n)` as
-            they are, such as a policy's actions).
+            T targets), "binary" (logits `(B, T)` of T yes/no targets), "multilabel" (logits
+            `(B, labels)`, of which a row may have any number) or "vector" (`(B, n)` as they are,
+            such as a policy's actions).
         call: key of `CALLS`.
         fields: columns that are the input, in order.
         targets: columns that hold the label or values; only training and evaluation read them.
-            Classification has one; of several, each row may lack some (None, NaN, blank).
-        labels: classification: labels in the order of the outputs. Binary: the words for no and
-            yes; empty: 0 and 1, false and true, or no and yes. Else empty.
+            Classification and multilabel have one; of several, each row may lack some (None, NaN,
+            blank).
+        labels: classification and multilabel: labels in the order of the outputs. Binary: the
+            words for no and yes; empty: 0 and 1, false and true, or no and yes. Else empty.
         template: one template with `{column}` fields for each text; empty: a field is a text.
         max_length: tokens kept of an input (the longer text of a pair is cut first); None: all.
         pooling: key of `POOLINGS`, from positions to one vector.
@@ -164,6 +170,8 @@ class Signature:
             raise InputError(f"labels {labels} must be 2 or more different names")
         if self.kind == "binary" and labels and (not different or len(labels) != 2):
             raise InputError(f"labels {labels} of yes/no targets must be the words for no and yes")
+        if self.kind == "multilabel" and (not different or not labels):
+            raise InputError(f"labels {labels} must be 1 or more different names")
         if self.kind in ("regression", "vector") and labels:
             raise InputError(f"{self.kind} has no labels, but {labels} are given")
 
@@ -172,7 +180,7 @@ class Signature:
         """Outputs a row: labels, or targets; None for vectors, whose width the module decides."""
         if self.kind == "vector":
             return None
-        return len(self.labels) if self.kind == "classification" else len(self.targets)
+        return len(self.labels) if self.kind in _LABELLED else len(self.targets)
 
     def encode_table(self, base: TaskBase, table: Table) -> Encoded:
         """Return all rows of `table` ready to be put into batches; other columns are not read.
@@ -272,9 +280,13 @@ _TARGETS: dict[Kind, tuple[float, float]] = {
     "classification": (1, 1),
     "regression": (1, math.inf),
     "binary": (1, math.inf),
+    "multilabel": (1, 1),
     "vector": (0, 0),
 }
 """Kind -> fewest and most targets."""
+
+_LABELLED: tuple[Kind, ...] = ("classification", "multilabel")
+"""Kinds with an output for each label."""
 
 
 def _labels(signature: Signature, outputs: Tensor) -> list[Prediction]:
@@ -302,6 +314,15 @@ def _yes_or_no(signature: Signature, outputs: Tensor) -> list[Prediction]:
     return [Prediction(scores=dict(zip(names, row, strict=True))) for row in rows]
 
 
+def _label_sets(signature: Signature, outputs: Tensor) -> list[Prediction]:
+    labels = signature.labels
+    scored = [dict(zip(labels, row, strict=True)) for row in outputs.sigmoid().tolist()]
+    return [
+        Prediction(scores=row, labels=tuple(label for label, p in row.items() if p > 0.5))
+        for row in scored
+    ]
+
+
 def _vectors(signature: Signature, outputs: Tensor) -> list[Prediction]:
     del signature
     return [Prediction(vector=tuple(row)) for row in outputs.tolist()]
@@ -311,5 +332,6 @@ _DECODERS: dict[Kind, Callable[[Signature, Tensor], list[Prediction]]] = {
     "classification": _labels,
     "regression": _values,
     "binary": _yes_or_no,
+    "multilabel": _label_sets,
     "vector": _vectors,
 }

@@ -68,6 +68,10 @@ def labels_of(table: Table, column: str) -> tuple[str, ...]:
             f"{table.source}: all {len(table)} rows have the one label {labels.pop()!r} in column "
             f"{column!r}; a classifier needs 2 or more"
         )
+    return _sorted(labels)
+
+
+def _sorted(labels: set[str]) -> tuple[str, ...]:
     try:
         return tuple(sorted(labels, key=float))
     except ValueError:
@@ -196,6 +200,80 @@ def _check_different(table: Table, column: str, values: Any, need: str) -> None:
         )
 
 
+def label_sets(table: Table, column: str) -> list[tuple[str, ...]]:
+    """Return the labels of each row; a row may have none.
+
+    A cell is a list of labels, or a text in which commas part them; blank and `[]` are no label.
+
+    Raises:
+        UnknownNameError: no such column.
+        InputError: a cell is None or NaN, or a list holds such or a blank; names the row.
+
+    Example:
+        >>> label_sets(Table({"tags": ["war, love", "", ["sci-fi, space"]]}), "tags")
+        [('war', 'love'), (), ('sci-fi, space',)]
+    """
+    rows, absent = [], []
+    for row, value in enumerate(table[column]):
+        parts = _parts_of(value)
+        if parts is None:
+            absent.append(row)
+            continue
+        found = [label_text(part) for part in parts]
+        if None in found:
+            raise InputError(
+                f"{table.where(row)}: column {column!r} has {value!r}, where a label is blank or "
+                "missing; mend it"
+            )
+        rows.append(tuple(dict.fromkeys(label for label in found if label is not None)))
+    if absent:
+        raise InputError(
+            f"{len(absent)} of {len(table)} values in column {column!r} are missing or NaN "
+            f"({_shown(table, absent)}); a row without labels has an empty text or []"
+        )
+    return rows
+
+
+def _parts_of(value: Any) -> list[Any] | None:
+    """Return the single labels in a cell; None where nothing is said."""
+    if isinstance(value, list | tuple | np.ndarray):
+        return list(value)
+    if isinstance(value, str):
+        return value.split(",") if value.strip() else []
+    text = label_text(value)
+    return None if text is None else [text]
+
+
+def labels_within(table: Table, column: str) -> tuple[str, ...]:
+    """Return the different labels that rows have, sorted as by `labels_of`.
+
+    Raises:
+        InputError: no row has a label, or a cell is missing.
+    """
+    labels = {label for row in label_sets(table, column) for label in row}
+    if not labels:
+        raise InputError(f"{table.source}: no row has a label in column {column!r}")
+    return _sorted(labels)
+
+
+def check_label_sets(table: Table, column: str, labels: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the labels of a multilabel task: those given, else those that rows have.
+
+    Raises:
+        InputError: a label is in all rows, or in none: nothing can be learnt of it.
+    """
+    rows = label_sets(table, column)
+    labels = labels or labels_within(table, column)
+    for label in labels:
+        count = sum(label in row for row in rows)
+        if count in (0, len(rows)):
+            raise InputError(
+                f"{table.source}: {count} of {len(rows)} rows have the label {label!r} in column "
+                f"{column!r}; to be learnt, some must have it and some not"
+            )
+    return labels
+
+
 def check_labelled(table: Table, targets: tuple[str, ...]) -> None:
     """Raise InputError where a row has none of several targets: nothing can be learnt from it."""
     columns = [table[name] for name in targets]
@@ -217,7 +295,8 @@ def encode_targets(table: Table, signature: Signature) -> Tensor | None:
     Returns:
         Classification: `(rows,)` int64 index into `signature.labels`. Regression of one target:
         `(rows,)` float32 standardised values; of T targets: `(rows, T)`, NaN where missing.
-        Binary: `(rows, T)` float32, 1 for yes; NaN where one of several is missing.
+        Binary: `(rows, T)` float32, 1 for yes; NaN where one of several is missing. Multilabel:
+        `(rows, labels)` float32, 1 for a label that the row has.
 
     Raises:
         UnknownNameError: some target columns are there and one is not, or a label is not in the
@@ -228,6 +307,8 @@ def encode_targets(table: Table, signature: Signature) -> Tensor | None:
         return None
     if signature.kind == "classification":
         return _label_indices(table, signature)
+    if signature.kind == "multilabel":
+        return _memberships(table, signature)
     several = len(signature.targets) > 1
     if signature.kind == "binary":
         labels = signature.labels
@@ -252,4 +333,17 @@ def _label_indices(table: Table, signature: Signature) -> Tensor:
             what = f"label ({table.where(row)}, column {target!r})"
             raise UnknownNameError(what, label, signature.labels)
         out[row] = index[label]
+    return out
+
+
+def _memberships(table: Table, signature: Signature) -> Tensor:
+    (target,) = signature.targets
+    index = {label: i for i, label in enumerate(signature.labels)}
+    out = torch.zeros(len(table), len(index))
+    for row, labels in enumerate(label_sets(table, target)):
+        for label in labels:
+            if label not in index:
+                what = f"label ({table.where(row)}, column {target!r})"
+                raise UnknownNameError(what, label, signature.labels)
+            out[row, index[label]] = 1.0
     return out
