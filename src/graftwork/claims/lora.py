@@ -16,7 +16,10 @@ own. The paper's text tasks are replaced by pictures, whose base takes seconds t
 
 The required numbers were set before any run: 3, 10 and 5 points and the exact checks by the
 project's specification of LoRA. The rules on the random mask and BitFit are ours: the paper has no
-random mask, and puts BitFit behind LoRA (tables 2 and 4).
+random mask, and puts BitFit behind LoRA (tables 2 and 4). One was changed after pilot seed 0, where
+all others held: merged and branch were to agree to 1e-5, but the searched rate makes logits of up
+to 27, so that rounding in 32 bits alone is 1.2e-5 at rank 16 (4e-7 of the largest). It is relative
+now.
 """
 
 from __future__ import annotations
@@ -55,11 +58,11 @@ class Rates:
     """Of the head in every method: that of `diff-pruning`, searched on this very transfer."""
     full: float = 3e-3
     """Of the weights in full fine-tuning: likewise."""
-    lora: float = 1e-2
-    """Of the factors."""
+    lora: float = 3e-2
+    """Of the factors: 93.2 % on pilot seed 0, beside 93.05 at 0.01."""
     random: float = 1e-2
-    """Of the values at random positions."""
-    bitfit: float = 1e-2
+    """Of the values at random positions; 0.03 gave the same."""
+    bitfit: float = 3e-2
     """Of the biases."""
 
 
@@ -230,13 +233,15 @@ class Bench:
         with adaptation.settled():
             branch = _logits(adaptation, task, self.recipe.sizes.device)
         merged = in_place(self.base, task, delta)
+        off = float((merged - branch).abs().max())
         with tempfile.TemporaryDirectory() as folder:
             size = save(delta, Path(folder) / "delta.safetensors")
         count = trained(adaptation) + sum(p.numel() for p in adaptation.ports.parameters())
         changes = changes_of(self.base, delta)
         beyond = max(_beyond(change, rank) for change in changes.values())
         rows = [
-            self.row(name, "merged beside branch", float((merged - branch).abs().max())),
+            self.row(name, "merged beside branch", off / float(branch.abs().max())),
+            self.row(name, "merged beside branch, absolute", off),
             self.row(name, "bytes beyond 4 a number", size - 4 * count),
             self.row(name, "singular value beyond the rank", beyond),
         ]
@@ -323,9 +328,9 @@ MECHANISMS: tuple[Rule, ...] = (
     ),
     AtMost(
         "merged-equals-branch",
-        "After training, logits of the merged weights and of the branch agree to 1e-5.",
+        "After training, merged weights and branch give the same logits, to 2e-6 of the largest.",
         "merged beside branch",
-        1e-5,
+        2e-6,
     ),
     Equals(
         "counts-by-the-formula",
