@@ -181,7 +181,7 @@ def show(document: Mapping[str, Any]) -> None:
         if entry["note"]:
             console.print(f"{entry['method']}: {entry['note']}", markup=False, soft_wrap=True)
     console.print(
-        f"budget {document['budget_bytes']:,} bytes; {document['trials']} rates each, chosen on "
+        f"budget {document['budget_bytes']:,} bytes; rates tried {document['trials']}, chosen on "
         f"{rows['validation']:,} validation rows; memory is that of a step beside the base",
         style="dim",
         soft_wrap=True,
