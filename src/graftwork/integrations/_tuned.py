@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import hashlib
 import json
@@ -14,9 +13,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from graftwork._errors import FingerprintError, TrainingError, UnknownNameError, UnsupportedError
+from graftwork._errors import FingerprintError, TrainingError, UnsupportedError
 from graftwork.bases import Base
 from graftwork.deltas import Delta, Update, fingerprint_of, quantise
+from graftwork.integrations._heads import parameters_inside, trainable_copy
 from graftwork.training import derive
 from graftwork.tuning import Attachment, Role, Stage, StoredType, Tuner, TuningWarning
 
@@ -67,8 +67,8 @@ class TunedModule(nn.Module):
         self.base, self.tuner, self.seed = base, tuner, seed
         self.stage_index = 0
         self._head_paths = tuple(heads)
-        self.heads = nn.ModuleList(_trainable(base.model, path) for path in heads)
-        inside = _inside(base, heads)
+        self.heads = nn.ModuleList(trainable_copy(base.model, path) for path in heads)
+        inside = parameters_inside(base, heads)
         names = base.names.match(targets)
         self._targets = tuple(n for n in names if base.names[n].parameter not in inside)
         self._in_heads = tuple(
@@ -78,6 +78,7 @@ class TunedModule(nn.Module):
         self._optimiser: torch.optim.Optimizer | None = None
         self._settled: AbstractContextManager[nn.Module] | None = None
         self._prepared = False
+        self._checkpointing: dict[str, Any] | None = None
         self._attachment: Attachment = tuner.attach(base, self._targets, seed=seed)
         self._enter()
         self._shadow_forward()
@@ -149,6 +150,55 @@ class TunedModule(nn.Module):
         self._optimiser = optimiser
         self._regroup()
         return optimiser
+
+    def activation_checkpointing_enable(self, **settings: Any) -> None:
+        """Recompute activations in the backward pass instead of keeping them, in every stage.
+
+        The gradients are the same. A `Trainer` with `activation_checkpointing=True` calls this.
+
+        Arguments:
+            settings: of the method of the same name of a transformers model.
+
+        Raises:
+            UnsupportedError: the base's model has no such method; reentrant checkpointing, which
+                gives no gradient to layers behind frozen embeddings.
+        """
+        if (settings.get("activation_checkpointing_kwargs") or {}).get("use_reentrant"):
+            raise UnsupportedError(
+                "use_reentrant=True gives no gradient to a layer whose input needs none, as behind "
+                "frozen embeddings; set it to False"
+            )
+        self._checkpointing = settings
+        self._checkpoint()
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """See `activation_checkpointing_enable`; the name of older transformers."""
+        self.activation_checkpointing_enable(
+            activation_checkpointing_kwargs=gradient_checkpointing_kwargs
+        )
+
+    def _checkpoint(self) -> None:
+        if self._checkpointing is None:
+            return
+        names = {
+            "activation_checkpointing_enable": self._checkpointing,
+            "gradient_checkpointing_enable": {  # of transformers before the other
+                "gradient_checkpointing_kwargs": {
+                    "use_reentrant": False,
+                    **(self._checkpointing.get("activation_checkpointing_kwargs") or {}),
+                }
+            },
+        }
+        for name, settings in names.items():
+            if (enable := getattr(self.module, name, None)) is not None:
+                enable(**settings)
+                return
+        raise UnsupportedError(
+            f"{type(self.module).__name__} has no activation_checkpointing_enable(): use a "
+            "transformers model, or wrap its layers in torch.utils.checkpoint yourself"
+        )
 
     def advance(self) -> bool:
         """Go on to the next stage; return False after the last one."""
@@ -257,6 +307,7 @@ class TunedModule(nn.Module):
                 self.register_parameter(kept[-1], parameter)
         self.heads.requires_grad_("head" in rates)
         self._prepared = False
+        self._checkpoint()
         self.module.train(self.training)
 
     def _regroup(self) -> None:
@@ -330,25 +381,3 @@ class TunedModule(nn.Module):
                 f"with bases.load(..., device='{moved.device}') first"
             )
         return self
-
-
-def _trainable(model: nn.Module, path: str) -> nn.Module:
-    """Return a copy of the module at `path` that can be trained."""
-    modules = dict(model.named_modules())
-    if path not in modules or not path:
-        raise UnknownNameError("module", path, [name for name in modules if name])
-    own = {id(p) for p in modules[path].parameters()}
-    for name, p in model.named_parameters(remove_duplicate=False):
-        if id(p) in own and not name.startswith(f"{path}."):
-            raise UnsupportedError(
-                f"head {path!r} shares a tensor with {name!r}, so it cannot be trained by itself; "
-                "leave it out of heads= and make the tensor a target"
-            )
-    head: nn.Module = copy.deepcopy(modules[path])
-    head.requires_grad_()
-    return head
-
-
-def _inside(base: Base, heads: Sequence[str]) -> set[str]:
-    names = [name for name, _ in base.model.named_parameters(remove_duplicate=False)]
-    return {n for n in names if any(n.startswith(f"{head}.") for head in heads)}

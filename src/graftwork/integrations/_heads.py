@@ -1,0 +1,39 @@
+"""Modules of a base that are trained in full, because they come with random values."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+from torch import nn
+
+from graftwork._errors import UnknownNameError, UnsupportedError
+from graftwork.bases import Base
+
+
+def trainable_copy(model: nn.Module, path: str) -> nn.Module:
+    """Return a copy of the module at `path` that can be trained.
+
+    Raises:
+        UnknownNameError: no such module.
+        UnsupportedError: it shares a tensor with the rest of the model.
+    """
+    modules = dict(model.named_modules())
+    if path not in modules or not path:
+        raise UnknownNameError("module", path, [name for name in modules if name])
+    own = {id(p) for p in modules[path].parameters()}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        if id(p) in own and not name.startswith(f"{path}."):
+            raise UnsupportedError(
+                f"head {path!r} shares a tensor with {name!r}, so it cannot be trained by itself; "
+                "leave it out of heads= and make the tensor a target"
+            )
+    head: nn.Module = copy.deepcopy(modules[path])
+    head.requires_grad_()
+    return head
+
+
+def parameters_inside(base: Base, heads: Sequence[str]) -> set[str]:
+    """Return the names of the parameters that lie in the modules `heads`."""
+    names = [name for name, _ in base.model.named_parameters(remove_duplicate=False)]
+    return {n for n in names if any(n.startswith(f"{head}.") for head in heads)}
