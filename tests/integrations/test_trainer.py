@@ -210,6 +210,26 @@ def test_a_part_of_a_larger_model_trains(tmp_path: Path) -> None:
     assert abs(model.scale.item() - 1.0) > 0.1
 
 
+@pytest.mark.parametrize("name", ["lora", "diff_pruning"])
+def test_a_base_in_16_bits_is_trained_by_values_in_32(name: str, tmp_path: Path) -> None:
+    tuned = make_tuned(TUNERS[name], dtype=torch.bfloat16)
+    callback = DeltaCallback(tuned, stored="float32")
+    trainer = make_trainer(tuned, tuned, tmp_path, [callback], max_steps=120)
+    trainer.train()
+    assert {p.dtype for p in tuned.parameters()} == {torch.float32}
+    assert {p.dtype for p in tuned.base.model.parameters()} == {torch.bfloat16}
+    seen = losses(trainer)
+    assert seen[-1] < 0.7 * seen[0], seen
+    tuned.base.verify()
+    ids = torch.stack([row["input_ids"] for row in make_rows(32, seed=1)])
+    with torch.no_grad():
+        expected = tuned.eval()(input_ids=ids).logits
+        found = deltas.view(tuned.base, callback.delta).eval()(input_ids=ids).logits
+    assert found.dtype == expected.dtype == torch.bfloat16
+    assert (found - expected).abs().max() < 0.1 * expected.abs().max()
+    assert callback.delta.updates["classifier.weight"].dense.dtype == torch.float32
+
+
 def test_columns_and_labels_are_those_of_the_base(tmp_path: Path) -> None:
     tuned = make_tuned(TUNERS["lora"])
     trainer = make_trainer(tuned, tuned, tmp_path, [DeltaCallback(tuned)])

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from graftwork._errors import UnknownNameError, UnsupportedError
 from graftwork.bases import Base
@@ -13,6 +16,9 @@ from graftwork.bases import Base
 
 def trainable_copy(model: nn.Module, path: str) -> nn.Module:
     """Return a copy of the module at `path` that can be trained.
+
+    Of a base in 16 bits it is in 32, for steps that are small beside a weight would round away;
+    what it reads and gives stays in the base's type.
 
     Raises:
         UnknownNameError: no such module.
@@ -30,7 +36,24 @@ def trainable_copy(model: nn.Module, path: str) -> nn.Module:
             )
     head: nn.Module = copy.deepcopy(modules[path])
     head.requires_grad_()
+    narrow = next((p.dtype for p in head.parameters() if p.dtype in _NARROW), None)
+    if narrow is not None:
+        head.float()
+        head.register_forward_pre_hook(lambda _, inputs: _cast(inputs, narrow, torch.float32))
+        head.register_forward_hook(lambda _m, _i, outputs: _cast(outputs, torch.float32, narrow))
     return head
+
+
+_NARROW = (torch.bfloat16, torch.float16)
+
+
+def _cast(tree: Any, old: torch.dtype, new: torch.dtype) -> Any:
+    """Return `tree` with tensors of type `old` in type `new`."""
+
+    def one(leaf: Any) -> Any:
+        return leaf.to(new) if isinstance(leaf, Tensor) and leaf.dtype == old else leaf
+
+    return tree_map(one, tree)
 
 
 def parameters_inside(base: Base, heads: Sequence[str]) -> set[str]:
