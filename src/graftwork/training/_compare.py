@@ -6,7 +6,7 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -307,32 +307,39 @@ def step_memory(adaptation: Adaptation, task: Task) -> int:
     batch = stream.draw().to(adaptation.device)
     stream.load_state(state)
     model = adaptation.base.model
-    shared = {_place(t) for t in (*model.parameters(), *model.buffers())}
-    held: dict[int, int] = {}
-
-    def hold(tensor: torch.Tensor) -> torch.Tensor:
-        if _place(tensor) not in shared:
-            held[_place(tensor)] = tensor.untyped_storage().nbytes()
-        return tensor
-
+    lasting = _sizes([*model.parameters(), *model.buffers()])
     adaptation.train(stage.learning_rates)
     adaptation.prepare(0.0, seed=0)
+    trained = [p for group in adaptation.groups for p in group.parameters if p.requires_grad]
+    modules = [p for module in adaptation.modules for p in module.parameters()]
+    beside = _sizes([*trained, *modules, *adaptation.tensors().values()], lasting)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.update(_sizes([tensor], lasting | beside))
+        return tensor
+
     objectives = [task.objectives[name] for name in stage.objectives or task.objectives]
-    with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(hold, lambda t: t):
+    with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         losses = [objective(adaptation, batch).mean() for objective in objectives]
     torch.stack(losses).sum().backward()
     adaptation.collect()
-    trained = [p for group in adaptation.groups for p in group.parameters if p.requires_grad]
-    modules = [p for module in adaptation.modules for p in module.parameters()]
-    for tensor in (*trained, *modules, *adaptation.tensors().values()):
-        hold(tensor)
-        if tensor.grad is not None:
-            hold(tensor.grad)
-    return sum(held.values()) + 2 * sum(p.numel() * p.element_size() for p in trained)
+    # apart from what was kept, whose places are free again and may be taken anew
+    gradients = _sizes([p.grad for p in (*trained, *modules) if p.grad is not None])
+    moments = 2 * sum(p.numel() * p.element_size() for p in trained)
+    return sum(sum(part.values()) for part in (beside, kept, gradients)) + moments
 
 
-def _place(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+def _sizes(
+    tensors: Iterable[torch.Tensor], known: Mapping[int, int] | None = None
+) -> dict[int, int]:
+    """Return bytes by place of the storages of `tensors` that are not among `known`."""
+    found = {}
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        if known is None or storage.data_ptr() not in known:
+            found[storage.data_ptr()] = storage.nbytes()
+    return found
 
 
 def _at_rate(tuner: Tuner, factor: float) -> Tuner:
