@@ -63,7 +63,7 @@ def test_rebase(runs, base, tmp_path, capsys):
     assert "exists; name another file" in capsys.readouterr().err
     out.unlink()
     assert main(words) == 0
-    assert "evaluate it anew" in capsys.readouterr().out
+    assert "evaluate it anew" in " ".join(capsys.readouterr().out.split())
     text = ["--text", "a good film ."]
     assert main(["predict", str(out), *text, "--base", str(tmp_path / "v2")]) == 0
     assert main(["predict", str(out), *text, "--base", base]) == 2
