@@ -259,8 +259,9 @@ def join_ports(deltas: list[Delta]) -> dict[str, Port]:
         for name, port in delta.ports.items():
             if not same_port(ports.setdefault(name, port), port):
                 raise DeltaError(
-                    f"port {name!r} differs between the deltas; keep one of them, with "
-                    "dataclasses.replace(delta, ports={}, signature={}) for the others"
+                    f"port {name!r} differs between the deltas; keep one of them: merge with "
+                    "ports_of=0 (--ports-of 0), or give dataclasses.replace(delta, ports={}, "
+                    "signature={}) for the others"
                 )
     return ports
 
@@ -274,7 +275,8 @@ def join_signatures(deltas: list[Delta]) -> Mapping[str, Any]:
     signatures = [delta.signature for delta in deltas if delta.signature]
     if any(signature != signatures[0] for signature in signatures[1:]):
         raise DeltaError(
-            "the deltas have different signatures; keep one of them, with "
-            "dataclasses.replace(delta, ports={}, signature={}) for the others"
+            "the deltas have different signatures; keep one of them: merge with "
+            "ports_of=0 (--ports-of 0), or give dataclasses.replace(delta, ports={}, "
+            "signature={}) for the others"
         )
     return signatures[0] if signatures else {}
