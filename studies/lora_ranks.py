@@ -40,7 +40,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(ranks, [str(rank) for rank in ranks])
     axes.set(xlabel=f"rank (alpha {lora.ALPHA:g})", ylabel="accuracy, percent")
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, loc="center right")
     figure.savefig(path, metadata={"Date": None, "Creator": None})
 
 
