@@ -8,7 +8,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -252,7 +252,7 @@ class TunedModule(nn.Module):
             updates[name] = Update(tuple(piece.shape), dense=quantise(difference, stored))
         return updates
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> TunedModule:
         """Set training or evaluation; in eval mode the module is as it would be extracted now."""
         self.training = mode
         self.heads.train(mode)
@@ -369,7 +369,7 @@ class TunedModule(nn.Module):
         text = json.dumps([*made, self._targets, self._head_paths], sort_keys=True)
         return torch.tensor(list(hashlib.sha256(text.encode()).digest()), dtype=torch.uint8)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TunedModule:
         """Refuse to move: the weights that run belong to the base, and stay where it is."""
         del recurse
         values = next(self.base.model.parameters(), torch.empty(0)).detach().flatten()[:1]
