@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parents[2] / "docs" / "trainer.md"
+from tests.pages import run_page
 
 
 def test_every_block_of_the_page_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 2
-    names: dict[str, object] = {"__name__": "page"}
-    for block in blocks:
-        exec(compile(block, str(PAGE), "exec"), names)
+    run_page("trainer.md", 2)
     lines = capsys.readouterr().out.splitlines()
     shown = [float(line.split()[0]) for line in lines if "held-out" in line]
     assert len(shown) == 2

@@ -89,3 +89,37 @@ def train(tuner: Tuner, attachment: Attachment, loss: Loss, steps: int) -> Attac
             return attachment
         attachment = following
     return attachment
+
+
+def after_resume(
+    attach: Callable[[int], Attachment], stage: Stage, loss: Callable[[Attachment, int], Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the state after 20 steps, gone through in one and saved and restored before step 9.
+
+    Args:
+        attach: a fresh attachment by seed; what is restored into has another one.
+        stage: gives the rates.
+        loss: of an attachment, by step.
+    """
+
+    def run(interrupt: bool) -> dict[str, Tensor]:
+        attachment = attach(1)
+        optimiser = optimiser_of(stage, attachment)
+        assert optimiser is not None
+        for step in range(20):
+            if interrupt and step == 9:
+                saved = {k: v.clone() for k, v in attachment.tensors().items()}
+                state = optimiser.state_dict()
+                attachment = attach(77)
+                attachment.load_tensors(saved)
+                optimiser = optimiser_of(stage, attachment)
+                assert optimiser is not None
+                optimiser.load_state_dict(state)
+            attachment.prepare(step / 20, seed=step)
+            loss(attachment, step).backward()
+            attachment.collect()
+            optimiser.step()
+            optimiser.zero_grad()
+        return {k: v.clone() for k, v in attachment.tensors().items()}
+
+    return run(False), run(True)

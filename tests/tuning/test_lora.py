@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tests.tuning.support import bits, optimiser_of, plain_base, run_stage
+from tests.tuning.support import after_resume, bits, plain_base, run_stage
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -583,26 +583,16 @@ def test_autocast_runs_the_branch_in_its_type():
 
 @pytest.mark.parametrize("options", [{}, {"start": "principal"}, {"b_ratio": 4.0}])
 def test_resume_in_the_middle_gives_the_same_bits(options):
-    def run(interrupt: bool) -> dict[str, torch.Tensor]:
-        base, attachment, _ = made("linear", **options)
-        tuner = LoRA(rank=2, alpha=3.0, **options)
-        optimiser = optimiser_of(tuner.stages[0], attachment)
-        for step in range(20):
-            if interrupt and step == 9:
-                saved = {k: v.clone() for k, v in attachment.tensors().items()}
-                attachment = tuner.attach(base, list(base.names.pieces), seed=77)
-                attachment.load_tensors(saved)
-                state = optimiser.state_dict()
-                optimiser = optimiser_of(tuner.stages[0], attachment)
-                optimiser.load_state_dict(state)
-            attachment.prepare(step / 20, seed=step)
-            attachment.module(matrix(8, 5, seed=step)).sub(1.0).square().mean().backward()
-            attachment.collect()
-            optimiser.step()
-            optimiser.zero_grad()
-        return {k: v.clone() for k, v in attachment.tensors().items()}
+    tuner = LoRA(rank=2, alpha=3.0, **options)
 
-    whole, resumed = run(False), run(True)
+    def attach(seed: int):
+        base, _, _ = made("linear", **options)
+        return tuner.attach(base, list(base.names.pieces), seed=seed)
+
+    def loss(attachment, step: int) -> torch.Tensor:
+        return attachment.module(matrix(8, 5, seed=step)).sub(1.0).square().mean()
+
+    whole, resumed = after_resume(attach, tuner.stages[0], loss)
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.tuning.support import bits, optimiser_of, plain_base, run_stage
+from tests.tuning.support import after_resume, bits, plain_base, run_stage
 from tests.tuning.test_lora import LAYERS, fill, matrix
 from torch import nn
 from torch.func import functional_call
@@ -180,24 +180,13 @@ TERMS = {"dora": DoRA(rank=2), "ia3": IA3(), "low rank + sparse": LowRankSparse(
 def test_resume_in_the_middle_gives_the_same_bits(name):
     tuner = TERMS[name]
 
-    def run(interrupt: bool) -> dict[str, torch.Tensor]:
-        base, attachment, _ = made("linear", tuner)
-        optimiser = optimiser_of(tuner.stages[0], attachment)
-        for step in range(20):
-            if interrupt and step == 9:
-                saved = {k: v.clone() for k, v in attachment.tensors().items()}
-                attachment = tuner.attach(base, list(base.names.pieces), seed=1)
-                attachment.load_tensors(saved)
-                state = optimiser.state_dict()
-                optimiser = optimiser_of(tuner.stages[0], attachment)
-                optimiser.load_state_dict(state)
-            attachment.prepare(step / 20, seed=step)
-            attachment.module(matrix(8, 5, seed=step)).sub(1.0).square().mean().backward()
-            attachment.collect()
-            optimiser.step()
-            optimiser.zero_grad()
-        return {k: v.clone() for k, v in attachment.tensors().items()}
+    def attach(seed: int):
+        base, _, _ = made("linear", tuner)
+        return tuner.attach(base, list(base.names.pieces), seed=seed)
 
-    whole, resumed = run(False), run(True)
+    def loss(attachment, step: int) -> torch.Tensor:
+        return attachment.module(matrix(8, 5, seed=step)).sub(1.0).square().mean()
+
+    whole, resumed = after_resume(attach, tuner.stages[0], loss)
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
