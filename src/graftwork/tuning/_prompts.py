@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -127,10 +128,9 @@ def _table_of(base: BaseLike) -> tuple[str, torch.Tensor]:
     model: Any = base.model
     table = None
     if hasattr(model, "get_input_embeddings"):
-        try:
+        # transformers has the method on every model, and raises where there is no such table
+        with suppress(NotImplementedError):
             table = getattr(model.get_input_embeddings(), "weight", None)
-        except NotImplementedError:
-            table = None
     if table is None or table.dim() != 2:
         raise UnsupportedError(
             f"{type(model).__name__} has no table of input embeddings (get_input_embeddings), so "
