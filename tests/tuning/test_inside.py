@@ -183,15 +183,50 @@ def test_a_prompt_is_vectors_before_the_embedded_input(name):
         view(base, [(delta, 0.5)])
 
 
-def test_an_encoder_and_decoder_take_neither_prompt_nor_prefix():
+def test_the_encoder_of_a_pair_reads_the_prompt():
     from transformers import T5Config, T5ForConditionalGeneration
 
     config = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    config.decoder_start_token_id = 0
+    torch.manual_seed(0)
     base = plain_base(T5ForConditionalGeneration(config))
-    with pytest.raises(UnsupportedError, match="of an encoder and a decoder, only one reads it"):
-        PromptTuning().attach(base, [], seed=0)
+    attachment = PromptTuning(length=3).attach(base, [], seed=0)
+    fill(attachment)
+    (vectors,) = attachment
+    ids, labels = torch.arange(2, 14).reshape(2, 6), torch.tensor([[5, 6], [7, 8]])
+    mask = torch.ones_like(ids)
+    mask[1, 4:] = 0
+    table = base.model.get_input_embeddings().weight
+    with torch.no_grad():
+        embedded = torch.cat([vectors.expand(2, -1, -1), table[ids]], 1)
+        longer = torch.cat([torch.ones(2, 3, dtype=mask.dtype), mask], 1)
+        wanted = base.model(inputs_embeds=embedded, attention_mask=longer, labels=labels)
+        for module in (attachment.module.eval(), view(base, delta_of(base, attachment))):
+            found = module(ids, attention_mask=mask, labels=labels)
+            torch.testing.assert_close(found.logits, wanted.logits)
+            torch.testing.assert_close(found.loss, wanted.loss)
+            encoded = wanted.encoder_last_hidden_state[:, 3:]
+            torch.testing.assert_close(found.encoder_last_hidden_state, encoded)
+            with pytest.raises(UnsupportedError, match="'encoder_outputs' cannot be given"):
+                module.generate(ids, max_new_tokens=2)
     with pytest.raises(UnsupportedError, match="no causal decoder"):
         PrefixTuning().attach(base, [], seed=0)
+
+
+def test_scores_of_spans_lose_the_positions_of_a_prompt():
+    from transformers import BertForQuestionAnswering
+
+    base = plain_base(BertForQuestionAnswering(CASES["bert"].build().config))
+    attachment = PromptTuning(length=3).attach(base, [], seed=0)
+    fill(attachment)
+    (vectors,) = attachment
+    ids = CASES["bert"].batch(2, seed=0).inputs["input_ids"]
+    with torch.no_grad():
+        table = base.model.get_input_embeddings().weight
+        embedded = torch.cat([vectors.expand(2, -1, -1), table[ids]], 1)
+        wanted, found = base.model(inputs_embeds=embedded), attachment.module.eval()(ids)
+    torch.testing.assert_close(found.start_logits, wanted.start_logits[:, 3:])
+    torch.testing.assert_close(found.end_logits, wanted.end_logits[:, 3:])
 
 
 def test_a_prefix_is_keys_and_values_of_every_layer():

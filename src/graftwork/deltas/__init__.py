@@ -43,9 +43,11 @@ from graftwork.deltas._merge_report import TensorMerge as TensorMerge
 from graftwork.deltas._merging import METHODS as METHODS
 from graftwork.deltas._merging import MergeConfig as MergeConfig
 from graftwork.deltas._merging import merge as merge
+from graftwork.deltas._mounts import input_table as input_table
 from graftwork.deltas._mounts import is_causal as is_causal
 from graftwork.deltas._mounts import mount as mount
 from graftwork.deltas._mounts import place_of as place_of
+from graftwork.deltas._mounts import prefix_sizes as prefix_sizes
 from graftwork.deltas._names import NameMap as NameMap
 from graftwork.deltas._names import Piece as Piece
 from graftwork.deltas._names import identity_names as identity_names
@@ -132,6 +134,7 @@ __all__ = [
     "fingerprint_of",
     "forget",
     "identity_names",
+    "input_table",
     "inspect",
     "is_causal",
     "layer_of",
@@ -143,6 +146,7 @@ __all__ = [
     "negate",
     "place_of",
     "port_of",
+    "prefix_sizes",
     "quantise",
     "rebase",
     "replace_parameter",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -22,13 +23,25 @@ from graftwork.deltas._names import NameMap
 
 
 @runtime_checkable
-@runtime_checkable
 class Named(Protocol):
     """The part of a base that mounting needs."""
 
     @property
     def names(self) -> NameMap:
         """Canonical names of its parameters."""
+
+
+@runtime_checkable
+class Rooted(Named, Protocol):
+    """A base with its module."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The module."""
+
+
+_POSITIONS = ("past_key_values", "position_ids", "cache_position")
+"""Arguments that count positions, which a prompt or prefix moves."""
 
 
 def place_of(name: str, kind: str) -> str:
@@ -78,18 +91,20 @@ def _bottleneck(root: nn.Module, parameter: str, port: nn.Module) -> None:
 
 
 def _prompt(root: nn.Module, _parameter: str, port: nn.Module) -> None:
-    """Put L vectors before the embedded input, and take their L outputs away again."""
+    """Put L vectors before the embedded input, and take their L outputs away again.
+
+    Of an encoder and a decoder, the encoder reads them (Lester et al., 2021, section 2); the
+    outputs are the decoder's and stay.
+    """
     embeddings = _input_embeddings(root, "a prompt", "inputs_embeds")
-    if getattr(getattr(root, "config", None), "is_encoder_decoder", False):
-        raise UnsupportedError(
-            f"a prompt cannot stand before the input of {type(root).__name__}: of an encoder and a "
-            "decoder, only one reads it, and the outputs are the other's; take a low-rank term"
-        )
+    pair = _takes(root, "decoder_input_ids")
+    # the decoder's positions do not move; `generate` runs the encoder alone, without this module
+    refused = ("encoder_outputs", *_POSITIONS) if pair else (*_POSITIONS, "labels")
     added: list[int] = []
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> tuple[tuple[()], dict[str, Any]]:
         given = _given(module, args, kwargs)
-        _refuse("a prompt", given, ("past_key_values", "position_ids", "cache_position", "labels"))
+        _refuse("a prompt", given, refused)
         ids, embedded = given.pop("input_ids", None), given.pop("inputs_embeds", None)
         embedded = embeddings(ids) if embedded is None else embedded
         longer = port(embedded)
@@ -98,6 +113,8 @@ def _prompt(root: nn.Module, _parameter: str, port: nn.Module) -> None:
         return (), {**given, "inputs_embeds": longer}
 
     def after(_module: nn.Module, _args: Any, output: Any) -> Any:
+        if pair:
+            return _cut(output, added[0], ("encoder_last_hidden_state",))
         return _shortened(output, added[0])
 
     root.register_forward_pre_hook(before, with_kwargs=True)
@@ -117,7 +134,7 @@ def _prefix(root: nn.Module, _parameter: str, port: nn.Module) -> None:
         from transformers.cache_utils import DynamicCache
 
         given = _given(module, args, kwargs)
-        _refuse("a prefix", given, ("past_key_values", "position_ids", "cache_position"))
+        _refuse("a prefix", given, _POSITIONS)
         ids = given.get("input_ids")
         rows = given["inputs_embeds"] if ids is None else ids
         dtype = next(p.dtype for p in module.parameters() if p.is_floating_point())
@@ -148,9 +165,55 @@ def is_causal(model: nn.Module) -> bool:
     return any(flag is True for flag in attention)
 
 
+def input_table(base: Rooted) -> tuple[str, Tensor]:
+    """Return the canonical name and the values of the base's input embeddings.
+
+    Raises:
+        UnsupportedError: the base has no such table.
+    """
+    model: Any = base.model
+    table = None
+    if hasattr(model, "get_input_embeddings"):
+        # transformers has the method on every model, and raises where there is no such table
+        with suppress(NotImplementedError):
+            table = getattr(model.get_input_embeddings(), "weight", None)
+    if table is None or table.dim() != 2:
+        raise UnsupportedError(
+            f"{type(model).__name__} has no table of input embeddings (get_input_embeddings), so "
+            "there is nothing that a prompt or prefix could stand before"
+        )
+    for name, parameter in model.named_parameters():
+        if parameter is table:
+            return base.names[name].name, table.detach()
+    raise UnsupportedError("the table of input embeddings is no parameter of the base")
+
+
+def prefix_sizes(model: nn.Module) -> dict[str, int]:
+    """Return the layers, key and value heads, and width of a head that a prefix of `model` has.
+
+    Raises:
+        UnsupportedError: its config does not state them.
+    """
+    config: Any = getattr(model, "config", None)
+    heads = getattr(config, "num_attention_heads", None)
+    layers = getattr(config, "num_hidden_layers", None)
+    if not isinstance(heads, int) or not isinstance(layers, int):
+        raise UnsupportedError(
+            f"the config of {type(model).__name__} states no num_attention_heads and "
+            "num_hidden_layers, which a prefix needs"
+        )
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kept = getattr(config, "num_key_value_heads", None) or heads
+    return {"layers": layers, "heads": int(kept), "width": int(width)}
+
+
+def _takes(root: nn.Module, argument: str) -> bool:
+    return argument in inspect.signature(root.forward).parameters
+
+
 def _input_embeddings(root: Any, what: str, argument: str) -> nn.Module:
-    names = inspect.signature(root.forward).parameters
-    if not hasattr(root, "get_input_embeddings") or argument not in names:
+    if not hasattr(root, "get_input_embeddings") or not _takes(root, argument):
+        names = inspect.signature(root.forward).parameters
         raise UnsupportedError(
             f"{what} needs a transformers model whose forward takes {argument!r}; "
             f"{type(root).__name__} takes {', '.join(names) or 'nothing'}"
@@ -196,8 +259,18 @@ def _shortened(output: Any, count: int) -> Any:
         return output[:, count:] if output.dim() > 2 else output
     if isinstance(output, tuple) and not hasattr(output, "keys"):
         return (_shortened(output[0], count), *output[1:])
-    for key in ("last_hidden_state", "logits"):
-        value = output.get(key)
-        if value is not None:
-            output[key] = _shortened(value, count)
+    # scores of where a span begins and ends are (rows, tokens); scores of whole rows have two axes
+    # as well, and are left alone
+    tokens = [k for k in ("last_hidden_state", "logits") if output.get(k) is not None]
+    return _cut(output, count, (*(k for k in tokens if output[k].dim() > 2), *_SPANS))
+
+
+_SPANS = ("start_logits", "end_logits")
+
+
+def _cut(output: Any, count: int, keys: tuple[str, ...]) -> Any:
+    """Take the first `count` positions of the named fields away, where there are such fields."""
+    for key in keys if hasattr(output, "keys") else ():
+        if output.get(key) is not None:
+            output[key] = output[key][:, count:]
     return output

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
-from graftwork._errors import ConfigError, UnsupportedError
-from graftwork.deltas import BaseLike
+from graftwork._errors import ConfigError
+from graftwork.deltas import BaseLike, input_table, prefix_sizes
 from graftwork.nn import Prefix, Prompt
 from graftwork.tuning._adapted import Adapted, Inside
 from graftwork.tuning._check import check_choice, check_rates
@@ -60,7 +59,7 @@ class PromptTuning(Tuner):
         Raises:
             UnsupportedError: the base has no input embeddings, or does not take embedded inputs.
         """
-        name, table = _table_of(base)
+        name, table = input_table(base)
         config = {"length": self.length, "width": int(table.shape[1])}
         module = seeded_module(lambda: Prompt(**config), seed, "prompt")
         if self.start == "vocabulary":
@@ -107,8 +106,8 @@ class PrefixTuning(Tuner):
         Raises:
             UnsupportedError: the base is no causal decoder that reads past keys and values.
         """
-        name, table = _table_of(base)
-        config = _prefix_config(base.model, self.length)
+        name, table = input_table(base)
+        config = {"length": self.length, **prefix_sizes(base.model)}
         module = seeded_module(lambda: Prefix(**config), seed, "prefix")
         inside = Inside(_wide(module, table), "prefix", config)
         return Adapted(base, (), inside={f"prefix:{name}": inside})
@@ -121,36 +120,3 @@ def _check_length(length: int) -> None:
 
 def _wide(module: nn.Module, table: torch.Tensor) -> nn.Module:
     return module.double() if table.dtype == torch.float64 else module.float()
-
-
-def _table_of(base: BaseLike) -> tuple[str, torch.Tensor]:
-    """Return the canonical name and the values of the base's input embeddings."""
-    model: Any = base.model
-    table = None
-    if hasattr(model, "get_input_embeddings"):
-        # transformers has the method on every model, and raises where there is no such table
-        with suppress(NotImplementedError):
-            table = getattr(model.get_input_embeddings(), "weight", None)
-    if table is None or table.dim() != 2:
-        raise UnsupportedError(
-            f"{type(model).__name__} has no table of input embeddings (get_input_embeddings), so "
-            "there is nothing that a prompt or prefix could stand before"
-        )
-    for name, parameter in model.named_parameters():
-        if parameter is table:
-            return base.names[name].name, table.detach()
-    raise UnsupportedError("the table of input embeddings is no parameter of the base")
-
-
-def _prefix_config(model: nn.Module, length: int) -> dict[str, int]:
-    config: Any = getattr(model, "config", None)
-    heads = getattr(config, "num_attention_heads", None)
-    layers = getattr(config, "num_hidden_layers", None)
-    if not isinstance(heads, int) or not isinstance(layers, int):
-        raise UnsupportedError(
-            f"the config of {type(model).__name__} states no num_attention_heads and "
-            "num_hidden_layers, which a prefix needs"
-        )
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kept = getattr(config, "num_key_value_heads", None) or heads
-    return {"layers": layers, "heads": int(kept), "length": length, "width": int(width)}
