@@ -31,6 +31,20 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def tokenizer_prints(tokenizer: Any) -> dict[str, str]:
+    """Return what a fingerprint holds of a tokenizer: its digest, and that of its chat template.
+
+    The template has a key of its own, so that fingerprints of tokenizers without one, and those
+    made before it was looked at, stay as they are.
+    """
+    prints = {"tokenizer": tokenizer_digest(tokenizer)}
+    template = getattr(tokenizer, "chat_template", None)
+    if template:
+        content = json.dumps(template, sort_keys=True).encode()
+        prints["chat_template"] = hashlib.sha256(content).hexdigest()[:16]
+    return prints
+
+
 def longest_input(tokenizer: Any, config: Any) -> int | None:
     """Return the longest input in tokens that tokenizer and model both take, where stated."""
     stated = (
