@@ -38,7 +38,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) torch==2.13.0
 	@# the build backend too at its pinned version, hence no build isolation
 	@$(PIP) hatchling editables
-	@$(PIP) --no-build-isolation -e '.[control,demo,dev,images,molecules,tensorboard,transport]'
+	@$(PIP) --no-build-isolation -e '.[control,demo,dev,images,int8,molecules,tensorboard,transport]'
 	@touch $@
 
 $(DOCS): $(READY)

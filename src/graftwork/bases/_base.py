@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from graftwork._errors import BaseError
-from graftwork.bases._prints import print_of
+from graftwork.bases._prints import print_of, print_piece
 from graftwork.deltas import NameMap, TensorPrint
 
 
@@ -22,7 +22,7 @@ class Base:
         name: what it was loaded from.
         names: canonical names of its parameters.
         processing: what else a delta's fingerprint holds: "tokenizer" (digest), "pooling",
-            "max_length", "normalise"; empty for a plain module.
+            "max_length", "normalise", "quantise"; empty for a plain module.
         tokenizer: a transformers tokenizer; None for modules.
         pooling: "mean", "cls", "max" or "last" where known.
         max_length: longest input in tokens where known.
@@ -31,7 +31,8 @@ class Base:
         stored_dtype: type of most stored values, e.g. "float32"; a cast at load leaves it.
         initialised: canonical names that the checkpoint lacks, filled at random with seed 0.
         unexpected: stored names that the module has no place for.
-        stored: prints of the stored tensors known at load.
+        quantised: canonical names of the tensors that are held in 8 bits.
+        stored: prints of the stored tensors known at load; of those in 8 bits, prints of these.
         reference: prints of the live tensors taken at load where they differ from `stored` (a
             cast), and of all buffers (names begin with "buffer ").
     """
@@ -48,6 +49,7 @@ class Base:
     stored_dtype: str | None = None
     initialised: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
+    quantised: tuple[str, ...] = ()
     stored: Mapping[str, TensorPrint] = field(default_factory=dict)
     reference: Mapping[str, TensorPrint] = field(default_factory=dict)
     _first: dict[str, TensorPrint] = field(default_factory=dict, repr=False)
@@ -86,7 +88,7 @@ class Base:
 
     def _live(self, name: str) -> TensorPrint:
         piece = self.names.pieces[name]
-        return print_of(piece.of(self.model.get_parameter(piece.parameter)))
+        return print_piece(piece, self.model.get_parameter(piece.parameter))
 
     def _hashed(self, name: str) -> TensorPrint:
         if name not in self._first:

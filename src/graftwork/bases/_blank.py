@@ -33,7 +33,7 @@ def blank(base: Base, seed: int = 0) -> Base:
             what = f"{kind.__name__} is not built from its config alone: {error}"
             raise UnsupportedError(what) from error
     device = next(base.model.parameters()).device
-    made = load(model, device=device)
+    made = load(model, device=device, quantise="int8" if base.quantised else None)
     return dataclasses.replace(
         made,
         name=f"{base.name} (random weights, seed {seed})",

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graftwork._errors import UnsupportedError
-from graftwork.deltas import NameMap, Piece, identity_names
+from graftwork.deltas import NameMap, Piece, held_by, identity_names
 
 
 def canonical_names(model: nn.Module) -> NameMap:
@@ -82,7 +82,8 @@ def refuse_shared_memory(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
             raise UnsupportedError(f"parameter {name!r} has no data (meta device); load it first")
-        start, size = parameter.data_ptr(), parameter.numel() * parameter.element_size()
+        held = held_by(parameter)[0]
+        start, size = held.data_ptr(), held.numel() * held.element_size()
         if size:
             spans.append((str(parameter.device), start, start + size, name))
     spans.sort()

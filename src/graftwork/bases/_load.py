@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -18,9 +18,17 @@ from torch import nn
 from graftwork._errors import BaseError, MissingDependencyError, UnknownNameError
 from graftwork.bases._base import Base
 from graftwork.bases._canonical import canonical_names, is_pretrained, modern_spelling
-from graftwork.bases._folder import Folder, read_folder
+from graftwork.bases._folder import Folder, read_folder, read_json
+from graftwork.bases._int8 import in_8_bits, quiet_torchao, refuse_quantised_folder
 from graftwork.bases._own import read_own
-from graftwork.bases._prints import cached, file_prints, file_sha256, identity, print_of
+from graftwork.bases._prints import (
+    cached,
+    file_prints,
+    file_sha256,
+    identity,
+    print_of,
+    print_piece,
+)
 from graftwork.bases._tokenizer import longest_input, tokenizer_digest
 from graftwork.deltas import NameMap, TensorPrint, shared_copy
 from graftwork.models import ModelConfig
@@ -38,6 +46,7 @@ def load(
     device: torch.device | str = "cpu",
     pooling: str | None = None,
     max_length: int | None = None,
+    quantise: Literal["int8"] | None = None,
 ) -> Base:
     """Load a frozen base with canonical names and a content fingerprint.
 
@@ -52,6 +61,10 @@ def load(
         pooling: "mean", "cls", "max", "last" or "none"; None takes what a sentence-transformers
             folder states.
         max_length: longest input in tokens; None takes the folder's, else the tokenizer's.
+        quantise: "int8" holds the weights of `nn.Linear` in 8 bits with one scale a row (extra
+            `int8`); embeddings, norms, biases and tied weights stay as they are, and
+            `Base.quantised` lists what changed. This is another base than the floating one: a
+            delta of either refuses the other, and `graftwork.deltas.rebase` moves it.
 
     Returns:
         The base: `model` in eval mode, `requires_grad` False.
@@ -59,9 +72,10 @@ def load(
     Raises:
         BaseError: the folder or id cannot be found or read, has no safetensors weights, or has
             another checksum than it should.
-        MissingDependencyError: "minilm" without the extra `demo`.
-        UnsupportedError: a pipeline or module that graftwork cannot adapt.
-        UnknownNameError: no such pooling.
+        MissingDependencyError: "minilm" without the extra `demo`, 8 bits without `int8`.
+        UnsupportedError: a pipeline or module that graftwork cannot adapt, weights that another
+            quantiser packed, or nothing to hold in 8 bits.
+        UnknownNameError: no such pooling or quantisation.
 
     Example:
         >>> base = load(nn.Linear(2, 3))
@@ -78,7 +92,7 @@ def load(
         path = _find(spec)
         base = _from_folder(read_folder(path), dtype, device, max_length)
         base = dataclasses.replace(base, name=str(spec) if isinstance(spec, str) else path.name)
-    return _processed(base, pooling, max_length)
+    return in_8_bits(_processed(base, pooling, max_length), quantise)
 
 
 def _processed(base: Base, pooling: str | None, max_length: int | None) -> Base:
@@ -218,6 +232,7 @@ def _read_model(folder: Folder, dtype: torch.dtype | None) -> tuple[Any, Mapping
     if folder.own is not None:
         module, unexpected = read_own(folder.own, folder.weights[0], dtype)
         return module, {"missing_keys": [], "unexpected_keys": unexpected}
+    refuse_quantised_folder(read_json(folder.root / "config.json"), folder.root)
     from safetensors import SafetensorError
     from transformers import AutoModel
 
@@ -266,7 +281,7 @@ def _quiet_transformers() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), quiet_torchao():
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -311,7 +326,7 @@ def _references(
 def _live_prints(model: nn.Module, names: NameMap, wanted: Iterable[str]) -> dict[str, TensorPrint]:
     parameters = dict(model.named_parameters())
     pieces = [names.pieces[name] for name in wanted]
-    return {p.name: print_of(p.of(parameters[p.parameter])) for p in pieces}
+    return {p.name: print_piece(p, parameters[p.parameter]) for p in pieces}
 
 
 def _buffer_prints(model: nn.Module) -> dict[str, TensorPrint]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from graftwork._errors import BaseError
-from graftwork.deltas import TensorPrint
+from graftwork.deltas import Piece, TensorPrint, held_by, is_int8
 
 CACHE_FORMAT = 1
 _HEADER_LIMIT = 100_000_000
@@ -39,13 +39,25 @@ _DTYPES = {
 def print_of(tensor: Tensor) -> TensorPrint:
     """Return the fingerprint of a live tensor (moved to the CPU where needed).
 
+    Of a tensor in 8 bits it is that of its int8 values and of their scales.
+
     Example:
         >>> print_of(torch.zeros(2)).digest == print_of(torch.zeros(1, 2)).digest
         False
     """
-    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    return _print(dtype, tuple(tensor.shape), flat.numpy().data)
+    parts = held_by(tensor.detach())[:2]
+    dtype = str(parts[0].dtype).removeprefix("torch.")
+    return _print(dtype, tuple(tensor.shape), *map(_bytes, parts))
+
+
+def print_piece(piece: Piece, parameter: Tensor) -> TensorPrint:
+    """Return the fingerprint of a canonical tensor in the parameter that holds it."""
+    return print_of(parameter if is_int8(parameter) else piece.of(parameter))
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    flat: memoryview = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return flat
 
 
 def file_prints(path: Path) -> dict[str, TensorPrint]:
@@ -134,9 +146,10 @@ def _digest_of(body: Any) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def _print(dtype: str, shape: tuple[int, ...], data: memoryview) -> TensorPrint:
+def _print(dtype: str, shape: tuple[int, ...], *parts: memoryview) -> TensorPrint:
     digest = hashlib.sha256(f"{dtype}|{','.join(map(str, shape))}|".encode())
-    digest.update(data)
+    for data in parts:
+        digest.update(data)
     return TensorPrint(shape, dtype, digest.hexdigest()[:16])
 
 

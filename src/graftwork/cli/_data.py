@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graftwork._errors import InputError
 from graftwork.cli._shared import existing
@@ -48,14 +48,15 @@ def load_base(path: Path, delta: Delta, name: str | None, device: str) -> Base:
     Raises:
         InputError: nothing says what the base is.
     """
-    from graftwork import bases
+    from graftwork import bases, deltas
     from graftwork.training import RunFolder
 
     config = RunFolder(path if path.is_dir() else path.parent).config() or {}
     made_for = name or config.get("base") or delta.provenance.get("base")
     if not isinstance(made_for, str):
         raise InputError("the delta does not say what base it was made for: name it with --base")
-    return bases.load(made_for, device=device)
+    quantise: Any = delta.fingerprint.processing.get(deltas.QUANTISE)
+    return bases.load(made_for, device=device, quantise=quantise)
 
 
 def read_rows(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -34,6 +34,8 @@ class Flags:
     """File to write."""
     base: str | None = None
     """Where the old version is; by default what the run or the delta says."""
+    quantise: Literal["int8"] | None = None
+    """How the new version is held; empty: as it is stored, also where the old one is in 8 bits."""
     json: bool = False
     """Print one JSON document: {delta, out, base_change, crossed, tensors, places}."""
 
@@ -47,7 +49,13 @@ def main(words: list[str]) -> None:
     from graftwork import bases, deltas
 
     old = load_base(flags.delta, delta, flags.base, "cpu")
-    new = bases.load(flags.to, device="cpu", pooling=old.pooling, max_length=old.max_length)
+    new = bases.load(
+        flags.to,
+        device="cpu",
+        pooling=old.pooling,
+        max_length=old.max_length,
+        quantise=flags.quantise,
+    )
     found = deltas.rebase(delta, old, new)
     deltas.save(found.delta, flags.out)
     if flags.json:

@@ -37,6 +37,12 @@ from graftwork.deltas._inspect import PortReport as PortReport
 from graftwork.deltas._inspect import TensorReport as TensorReport
 from graftwork.deltas._inspect import inspect as inspect
 from graftwork.deltas._inspect import layer_of as layer_of
+from graftwork.deltas._int8 import QUANTISE as QUANTISE
+from graftwork.deltas._int8 import Int8Linear as Int8Linear
+from graftwork.deltas._int8 import float_of as float_of
+from graftwork.deltas._int8 import held_by as held_by
+from graftwork.deltas._int8 import is_int8 as is_int8
+from graftwork.deltas._int8 import run_linear as run_linear
 from graftwork.deltas._merge_report import Conflicts as Conflicts
 from graftwork.deltas._merge_report import MergeReport as MergeReport
 from graftwork.deltas._merge_report import TensorMerge as TensorMerge
@@ -51,7 +57,9 @@ from graftwork.deltas._mounts import prefix_sizes as prefix_sizes
 from graftwork.deltas._names import NameMap as NameMap
 from graftwork.deltas._names import Piece as Piece
 from graftwork.deltas._names import identity_names as identity_names
+from graftwork.deltas._plan import Part as Part
 from graftwork.deltas._plan import Weighted as Weighted
+from graftwork.deltas._plan import adapted_parameter as adapted_parameter
 from graftwork.deltas._plan import check as check
 from graftwork.deltas._port_mix import combine_ports as combine_ports
 from graftwork.deltas._ports import PORT_KINDS as PORT_KINDS
@@ -83,6 +91,7 @@ from graftwork.deltas._view import view as view
 __all__ = [
     "METHODS",
     "PORT_KINDS",
+    "QUANTISE",
     "STORED",
     "Applied",
     "BaseLike",
@@ -97,11 +106,13 @@ __all__ = [
     "Fingerprint",
     "Inspection",
     "Int8Blocks",
+    "Int8Linear",
     "LayerReport",
     "LowRank",
     "MergeConfig",
     "MergeReport",
     "NameMap",
+    "Part",
     "Piece",
     "Port",
     "PortReport",
@@ -116,6 +127,7 @@ __all__ = [
     "TensorReport",
     "Update",
     "Weighted",
+    "adapted_parameter",
     "add",
     "all_places",
     "apply",
@@ -132,11 +144,14 @@ __all__ = [
     "dumps",
     "extract",
     "fingerprint_of",
+    "float_of",
     "forget",
+    "held_by",
     "identity_names",
     "input_table",
     "inspect",
     "is_causal",
+    "is_int8",
     "layer_of",
     "load",
     "loads",
@@ -151,6 +166,7 @@ __all__ = [
     "rebase",
     "replace_parameter",
     "require_consumed",
+    "run_linear",
     "run_rows",
     "save",
     "scale",

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from graftwork._errors import DeltaError, UnsupportedError
 from graftwork.deltas._applied import CARRIED, Saved, refuse_applied
 from graftwork.deltas._delta import BaseLike, Delta
+from graftwork.deltas._int8 import is_int8
 from graftwork.deltas._mounts import place_of
 from graftwork.deltas._names import Piece
-from graftwork.deltas._plan import Part, make_plan
+from graftwork.deltas._plan import Part, Plan, make_plan
 from graftwork.deltas._terms import Sparse, values_of
 from graftwork.deltas._tree import parameter_at
 
@@ -92,6 +93,7 @@ def apply(base: BaseLike, delta: Delta) -> Applied:
             "can be; use view(base, delta)"
         )
     plan = make_plan(base, [(delta, 1.0)])
+    _refuse_int8(base.model, plan)
     saved: list[Saved] = []
     CARRIED[base.model] = saved
     try:
@@ -122,6 +124,16 @@ def _restore(model: nn.Module) -> None:
     for saved in reversed(CARRIED[model]):
         saved.restore()
     del CARRIED[model]
+
+
+def _refuse_int8(model: nn.Module, plan: Plan) -> None:
+    held = [name for name in plan if is_int8(parameter_at(model, name))]
+    if held:
+        raise UnsupportedError(
+            f"parameter {held[0]!r} is held in 8 bits, which have no room for a delta "
+            f"({len(held)} such parameters); use view(base, delta), which computes the adapted "
+            "weights, or load the base without quantise and move the delta there by rebase"
+        )
 
 
 def _write(parameter: Tensor, part: Part, saved: list[Saved]) -> None:

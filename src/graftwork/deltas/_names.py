@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from graftwork._errors import DeltaError, UnknownNameError
+from graftwork.deltas._int8 import float_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,11 @@ class Piece:
         return math.prod(self.shape)
 
     def of(self, parameter: Tensor) -> Tensor:
-        """Return the canonical tensor as a view of the contiguous `parameter`."""
+        """Return the canonical tensor as a view of the contiguous `parameter`.
+
+        Of a parameter in 8 bits it is the matrix that it stands for (`float_of`), and no view.
+        """
+        parameter = float_of(parameter)
         if self.whole:
             return parameter
         return parameter.as_strided(

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from graftwork._errors import DeltaError, FingerprintError, UnsupportedError
-from graftwork.deltas._delta import BaseLike, Delta, TensorPrint
+from graftwork.deltas._delta import BaseLike, Delta, Fingerprint, TensorPrint
+from graftwork.deltas._int8 import QUANTISE, float_of
 from graftwork.deltas._mounts import place_of
 from graftwork.deltas._names import Piece
 from graftwork.deltas._terms import Update
@@ -90,6 +91,7 @@ def check(base: BaseLike, delta: Delta) -> None:
         UnknownNameError: the delta touches a parameter that the base does not have.
     """
     made_for = delta.fingerprint
+    _check_quantised(base, made_for)
     names = [base.names[name].name for name in delta.updates]
     places = (place_of(name, port.kind) for name, port in delta.ports.items())
     names += [base.names[place].name for place in places if place]
@@ -117,8 +119,25 @@ def check(base: BaseLike, delta: Delta) -> None:
             )
 
 
+def _check_quantised(base: BaseLike, made_for: Fingerprint) -> None:
+    """Refuse a base in other bits than the delta's, also where no touched tensor tells them apart.
+
+    Of an import without a fingerprint nobody knows; its prints decide, where it has any.
+    """
+    here, expected = base.processing.get(QUANTISE), made_for.processing.get(QUANTISE)
+    if here == expected or (made_for.asserted and expected is None):
+        return
+    wanted, found = ("unquantised" if kind is None else kind for kind in (expected, here))
+    way = f"with {QUANTISE}={expected!r}" if expected else f"without {QUANTISE}"
+    raise FingerprintError(
+        f"the delta was made for another base: an {wanted} one, and this one is {found}; load the "
+        f"base {way}, or move the delta to this one, measured, by rebase(delta, old, new)"
+    )
+
+
 def adapted_parameter(parameter: Tensor, parts: tuple[Part, ...]) -> Tensor:
     """Return the adapted parameter in its own type; `parameter` is not changed."""
+    parameter = float_of(parameter)
     if len(parts) == 1 and parts[0].piece.whole:
         return parts[0].adapted(parameter).to(parameter.dtype)
     out = parameter.detach().clone(memory_format=torch.contiguous_format)

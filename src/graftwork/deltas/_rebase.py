@@ -12,6 +12,7 @@ from torch import Tensor
 from graftwork._errors import DeltaError
 from graftwork.deltas._delta import BaseLike, Delta, fingerprint_of
 from graftwork.deltas._file import content_hash
+from graftwork.deltas._int8 import QUANTISE
 from graftwork.deltas._plan import check, make_plan
 
 
@@ -112,9 +113,10 @@ def rebase(delta: Delta, old: BaseLike, new: BaseLike) -> Rebased:
     provenance = {key: v for key, v in delta.provenance.items() if key not in ("metrics", "unread")}
     provenance["rebased"] = content_hash(delta)
     prints = fingerprint_of(new, delta.updates, delta.ports).tensors
-    moved = replace(
-        delta, fingerprint=replace(delta.fingerprint, tensors=prints), provenance=provenance
-    )
+    processing = {k: v for k, v in delta.fingerprint.processing.items() if k != QUANTISE}
+    processing |= {k: v for k, v in new.processing.items() if k == QUANTISE}
+    made_for = replace(delta.fingerprint, tensors=prints, processing=processing)
+    moved = replace(delta, fingerprint=made_for, provenance=provenance)
     make_plan(new, [(moved, 1.0)])
     tensors = [_measure(name, delta, old, new) for name in delta.updates]
     before = old.prints(touched)

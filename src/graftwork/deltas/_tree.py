@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrizations import _SpectralNorm
 
 from graftwork._errors import UnknownNameError, UnsupportedError
+from graftwork.deltas._int8 import why_unsupported
 
 
 def shared_copy(model: nn.Module) -> nn.Module:
@@ -179,10 +180,11 @@ def _refuse(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):
             raise UnsupportedError(f"{name!r} is not initialised yet; run the module once first")
-        if isinstance(tensor, nn.Parameter) and type(tensor) is not nn.Parameter:
+        reason = why_unsupported(tensor)
+        if reason is not None:
             raise UnsupportedError(
-                f"parameter {name!r} is a {type(tensor).__name__} (a quantiser's packed tensor?); "
-                "load the weights unpacked"
+                f"parameter {name!r} is {reason}; load the weights unpacked: "
+                "graftwork.bases.load(..., quantise='int8') then holds them in 8 bits"
             )
 
 

@@ -73,6 +73,7 @@ def export_merged(
     """
     check(base, delta)
     options = options or ExportOptions()
+    _refuse_int8(base)
     if not hasattr(base.model, "save_pretrained"):
         raise UnsupportedError(
             f"a {type(base.model).__name__} is no transformers model, so there is no folder that "
@@ -92,6 +93,15 @@ def export_merged(
             base.tokenizer.save_pretrained(part)
         (part / CARD).write_text(model_card(delta, base.name, merged=True), encoding="utf-8")
     return Merged(size_of(folder), tuple(sorted(delta.updates)), error, worst)
+
+
+def _refuse_int8(base: Base) -> None:
+    if base.quantised:
+        raise UnsupportedError(
+            f"this base holds {len(base.quantised)} tensors in 8 bits (first: "
+            f"{base.quantised[0]!r}), into which nothing merges: load it without quantise, move "
+            "the delta there by graftwork.deltas.rebase, measured, and merge that"
+        )
 
 
 def _merge(base: Base, delta: Delta, model: nn.Module) -> tuple[float, str | None]:

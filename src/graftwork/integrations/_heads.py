@@ -12,13 +12,14 @@ from torch.utils._pytree import tree_map
 
 from graftwork._errors import UnknownNameError, UnsupportedError
 from graftwork.bases import Base
+from graftwork.deltas import float_of, is_int8, replace_parameter
 
 
 def trainable_copy(model: nn.Module, path: str) -> nn.Module:
     """Return a copy of the module at `path` that can be trained.
 
     Of a base in 16 bits it is in 32, for steps that are small beside a weight would round away;
-    what it reads and gives stays in the base's type.
+    what it reads and gives stays in the base's type. Weights in 8 bits become floating ones.
 
     Raises:
         UnknownNameError: no such module.
@@ -35,6 +36,9 @@ def trainable_copy(model: nn.Module, path: str) -> nn.Module:
                 "leave it out of heads= and make the tensor a target"
             )
     head: nn.Module = copy.deepcopy(modules[path])
+    for name, p in list(head.named_parameters()):
+        if is_int8(p):
+            replace_parameter(head, name, nn.Parameter(float_of(p)))
     head.requires_grad_()
     narrow = next((p.dtype for p in head.parameters() if p.dtype in _NARROW), None)
     if narrow is not None:

@@ -372,7 +372,8 @@ class TunedModule(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TunedModule:
         """Refuse to move: the weights that run belong to the base, and stay where it is."""
         del recurse
-        values = next(self.base.model.parameters(), torch.empty(0)).detach().flatten()[:1]
+        first = next(self.base.model.parameters(), torch.empty(0)).detach()
+        values = torch.empty(0, dtype=first.dtype, device=first.device)
         moved = fn(values)
         if (moved.device, moved.dtype) != (values.device, values.dtype):
             raise UnsupportedError(

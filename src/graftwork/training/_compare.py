@@ -15,6 +15,7 @@ import torch
 
 from graftwork._errors import ConfigError, StorageError, UnknownNameError
 from graftwork.bases import Base
+from graftwork.deltas import held_by
 from graftwork.tasks import Evaluator, Table, TableStream, Task, make_task
 from graftwork.training._adapt import adapt, load_base
 from graftwork.training._adaptation import Adaptation
@@ -335,7 +336,7 @@ def _sizes(
 ) -> dict[int, int]:
     """Return bytes by place of the storages of `tensors` that are not among `known`."""
     found = {}
-    for tensor in tensors:
+    for tensor in (part for whole in tensors for part in held_by(whole)):
         storage = tensor.untyped_storage()
         if known is None or storage.data_ptr() not in known:
             found[storage.data_ptr()] = storage.nbytes()

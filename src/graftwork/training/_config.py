@@ -31,6 +31,8 @@ class BaseOptions:
     """"mean", "cls", "max" or "last"; empty takes what the base's folder states."""
     max_length: int | None = None
     """Longest input in tokens; empty takes what the base states."""
+    quantise: Literal["int8"] | None = None
+    """"int8" holds the weights of linear layers in 8 bits; needs the extra `int8`."""
 
 
 @dataclass(frozen=True, kw_only=True)

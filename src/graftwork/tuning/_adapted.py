@@ -25,6 +25,7 @@ from graftwork.deltas import (
     all_places,
     bind,
     build_ports,
+    float_of,
     mount,
     port_of,
     shared_copy,
@@ -112,7 +113,7 @@ class _Slot:
 
     def adapted(self, parameter: Tensor) -> Tensor:
         """Return `W'` with a graph, in the type of the parameter."""
-        first = self._targets[0]
+        first, parameter = self._targets[0], float_of(parameter)
         if first.piece.whole:
             return first.adapted(parameter).to(parameter.dtype)
         parts = [t.adapted(t.piece.of(parameter)).to(parameter.dtype) for t in self._targets]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from graftwork.deltas import Int8Linear, float_of, run_linear
 from graftwork.tuning._factors import Factors
 from graftwork.tuning._trained import Scale, Trained
 
@@ -53,7 +54,10 @@ class Branch:
     def plain(self, weight: Tensor) -> Tensor:
         """Return the weight without low-rank terms and scale."""
         target = self.whole
-        return weight if target is None else target.plain(weight).to(weight.dtype)
+        if target is None or (target.entries is None and target.dense is None):
+            return weight
+        weight = float_of(weight)
+        return target.plain(weight).to(weight.dtype)
 
     def scale(self) -> Tensor | None:
         """Return the scale of the whole weight, or None."""
@@ -98,10 +102,10 @@ def _linear(module: nn.Module, input: Tensor) -> Tensor:
     weight = branch.plain(_weight_of(module))
     scale = branch.scale()
     if scale is None:
-        out = F.linear(input, weight, module.bias)  # type: ignore[arg-type]
+        out = run_linear(input, weight, module.bias)  # type: ignore[arg-type]
         return _add(out, input, branch, _rows, module.training)
     inputs = input if scale.shape[0] != 1 else (input * scale.view(-1)).to(input.dtype)
-    out = _add(F.linear(inputs, weight), inputs, branch, _rows, module.training)
+    out = _add(run_linear(inputs, weight), inputs, branch, _rows, module.training)
     return _finish(out, None if scale.shape[0] == 1 else scale.view(-1), module)
 
 
@@ -251,7 +255,7 @@ def consumer_of(module: nn.Module, leaf: str) -> Consumer | None:
     if leaf != "weight" or "forward" in vars(module):
         return None
     forward = type(module).forward
-    if forward is nn.Linear.forward:
+    if forward in (nn.Linear.forward, Int8Linear.forward):
         return _LINEAR
     if forward is nn.Embedding.forward:
         # renormalising would write to the frozen table

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from graftwork._errors import ConfigError, TrainingError, UnsupportedError
-from graftwork.deltas import BaseLike, Piece, replace_parameter, shared_copy
+from graftwork.deltas import BaseLike, Piece, float_of, replace_parameter, shared_copy
 from graftwork.tuning._check import check_kept
 
 
@@ -182,7 +182,7 @@ class Working:
         self._leaves, self._slots = {}, {}
         for i in private:
             piece = self.layout.slots[i].piece
-            source = self._source(piece.parameter)
+            source = float_of(self._source(piece.parameter))
             leaf = self._leaf(piece.parameter, source)
             self._slots[i] = WorkingSlot(piece, source, leaf, self.layout.dtype)
 

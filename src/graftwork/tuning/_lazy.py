@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from graftwork.deltas import is_int8
+
 _ASKED = frozenset(
     (
         "__len__",
@@ -76,6 +78,9 @@ def lazy_weight(weight: Tensor, compute: Callable[[], Tensor]) -> Tensor:
         >>> stand_in.dtype, float((stand_in @ torch.ones(2)).sum())
         (torch.float32, 4.0)
     """
+    if is_int8(weight):
+        # one number for all: only shape, type and device are asked of it
+        weight = torch.zeros((), dtype=weight.dtype, device=weight.device).expand(weight.shape)
     stand_in = weight.detach().as_subclass(LazyWeight)
     stand_in._graftwork_compute = compute
     return stand_in
