@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from graftwork._errors import ConfigError
-from graftwork.bases import Base, load, load_language_model
+from graftwork.bases import Base, load
 from graftwork.deltas import content_hash
 from graftwork.tasks import TableStream, Task, make_task
 from graftwork.training._adaptation import Adaptation
@@ -118,29 +117,14 @@ def _conclude(
 
 
 def load_base(config: RunConfig) -> Base:
-    """Return the base of a run: for a task of text, a language model with its head.
-
-    Raises:
-        ConfigError: a pooling for a language model.
-    """
+    """Return the base of a run."""
     options = config.base_options
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = None if options.dtype is None else getattr(torch, options.dtype)
-    if config.task.kind == "text":
-        if options.pooling is not None:
-            raise ConfigError(f"pooling {options.pooling!r}: a language model has none; leave it")
-        return load_language_model(
-            config.base,
-            dtype=dtype,
-            device=device,
-            max_length=options.max_length,
-            quantise=options.quantise,
-        )
     return load(
         config.base,
-        dtype=dtype,
+        dtype=None if options.dtype is None else getattr(torch, options.dtype),
         device=device,
         pooling=options.pooling,
         max_length=options.max_length,
