@@ -10,10 +10,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
@@ -93,6 +94,59 @@ MODELS: dict[str, Case] = {
         _token_rule,
     ),
 }
+
+
+def _masked(rows: int, generator: torch.Generator) -> dict[str, Any]:
+    """Return tokens of which some are masked."""
+    inputs = dict(_tokens(rows, generator))
+    mask = torch.ones_like(inputs["input_ids"])
+    mask[::3, 1] = 0
+    mask[1::3, 2:4] = 0
+    return {**inputs, "attention_mask": mask}
+
+
+def _one_class(inputs: Mapping[str, Any]) -> Tensor:
+    """What vectors can learn over random weights, which hold nothing to choose from."""
+    return torch.ones(len(inputs["input_ids"]), dtype=torch.int64)
+
+
+def _bert_of(kind: str, **config: Any) -> Callable[[], nn.Module]:
+    def made() -> nn.Module:
+        import transformers
+
+        settings = {**CASES["bert"].build().config.to_dict(), **config}
+        return getattr(transformers, kind)(transformers.BertConfig(**settings))
+
+    return made
+
+
+def _llama_scores() -> nn.Module:
+    from transformers import LlamaForSequenceClassification
+
+    config = _llama().config
+    config.num_labels = 2
+    return LlamaForSequenceClassification(config)
+
+
+MODELS |= {
+    f"prompt-{name}": Case(f"prompt-{name}", _lively(make), _masked, call, _one_class)
+    for name, make, call in (
+        # one type of tokens: PEFT would drop others here
+        (
+            "bert",
+            _bert_of("BertForMaskedLM", type_vocab_size=1),
+            lambda m, i: m(**i).logits[:, -1, :2],
+        ),
+        ("bert-scores", _bert_of("BertForSequenceClassification"), lambda m, i: m(**i).logits),
+        ("gpt2", CASES["gpt2"].make, lambda m, i: m(**i, use_cache=False).logits[:, -1, :2]),
+        ("llama", _llama, lambda m, i: m(**i, use_cache=False).logits[:, -1, :2]),
+        ("llama-scores", _llama_scores, lambda m, i: m(**i, use_cache=False).logits),
+        # a tied T5 divides its scores by the root of its width
+        ("t5", _t5, lambda m, i: 4 * m(**i, labels=i["input_ids"][:, :1]).logits[:, 0, :2]),
+    )
+}
+"""Models that read masks; scores are read where a prompt does not move them: at the end, or of the
+decoder or the whole row."""
 
 
 @dataclass(frozen=True)

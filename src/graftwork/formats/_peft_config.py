@@ -10,7 +10,15 @@ from typing import Any, Literal
 
 from graftwork._errors import DeltaFileError, UnsupportedError
 
-Kind = Literal["LORA", "IA3"]
+Kind = Literal["LORA", "IA3", "PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"]
+
+PROMPTS: Mapping[Kind, Literal["prompt", "prefix"]] = {
+    "PROMPT_TUNING": "prompt",
+    # its network is run before saving: the file holds the vectors that it gave
+    "P_TUNING": "prompt",
+    "PREFIX_TUNING": "prefix",
+}
+"""Methods whose file holds vectors instead of changed modules -> kind of port."""
 
 _WITHOUT_EFFECT = frozenset(
     {
@@ -30,6 +38,18 @@ _WITHOUT_EFFECT = frozenset(
 )
 """Options that say how an adapter was made or run, and change nothing of a finished one."""
 
+_VIRTUAL = frozenset(
+    {
+        *("modules_to_save", "num_attention_heads", "num_layers", "num_transformer_submodules"),
+        *("num_virtual_tokens", "token_dim"),
+        # how the vectors were made: the file holds what came of it
+        *("encoder_dropout", "encoder_hidden_size", "encoder_num_layers"),
+        *("encoder_reparameterization_type", "init_weights", "prefix_projection"),
+        *("prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_kwargs"),
+        "tokenizer_name_or_path",
+    }
+)
+
 _READ: Mapping[Kind, frozenset[str]] = {
     "LORA": frozenset(
         {
@@ -41,6 +61,7 @@ _READ: Mapping[Kind, frozenset[str]] = {
     "IA3": frozenset(
         {"exclude_modules", "feedforward_modules", "modules_to_save", "target_modules"}
     ),
+    **dict.fromkeys(PROMPTS, _VIRTUAL),
 }
 """Options that are honoured; any other must be off (null, false, empty)."""
 
@@ -49,11 +70,30 @@ _BASE_STAYS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Virtual:
+    """What a config says of vectors before the input; None where it leaves that to the base.
+
+    Attributes:
+        tokens: vectors, or keys and values.
+        width: PEFT's token_dim: of a vector, or of all key heads of a layer.
+        layers: attention layers.
+        heads: key and value heads.
+        parts: num_transformer_submodules: 2 reserves as many vectors for a decoder.
+    """
+
+    tokens: int
+    width: int | None
+    layers: int | None
+    heads: int | None
+    parts: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PeftConfig:
     """The options of a finished adapter that change what it does.
 
     Attributes:
-        kind: "LORA" (DoRA included) or "IA3".
+        kind: "LORA" (DoRA included), "IA3", or one of `PROMPTS`.
         rank: LoRA's r where `rank_pattern` says nothing else.
         alpha: its lora_alpha where `alpha_pattern` says nothing else.
         rank_pattern: pattern of module names -> rank.
@@ -69,6 +109,7 @@ class PeftConfig:
         feedforward: IA3: modules whose inputs are scaled.
         saved: ends of the names of modules that are stored whole.
         task_type: PEFT's name of the task; None where it says nothing.
+        virtual: of prompts and prefixes.
     """
 
     kind: Kind
@@ -87,6 +128,7 @@ class PeftConfig:
     feedforward: str | tuple[str, ...]
     saved: tuple[str, ...]
     task_type: str | None
+    virtual: Virtual | None = None
 
     def rank_of(self, module: str) -> int:
         """Return the rank that the config gives a module."""
@@ -132,16 +174,17 @@ def parse_config(data: Mapping[str, Any], where: str) -> PeftConfig:
     """Return the options of an adapter_config.json.
 
     Raises:
-        UnsupportedError: another method than LoRA, DoRA or IA3, or an option that cannot be
-            honoured; names it.
+        UnsupportedError: another method than LoRA, DoRA, IA3, prompt, P- or prefix tuning, or an
+            option that cannot be honoured; names it.
         DeltaFileError: an option has a value of the wrong kind.
     """
     method = data.get("peft_type")
-    if method not in _READ:
+    kind = next((known for known in _READ if known == method), None)
+    if kind is None:
         raise UnsupportedError(
-            f"{where}: peft_type is {method!r}; LORA (DoRA, rsLoRA) and IA3 can be imported"
+            f"{where}: peft_type is {method!r}; LORA (DoRA, rsLoRA), IA3, PROMPT_TUNING, P_TUNING "
+            "and PREFIX_TUNING can be imported"
         )
-    kind: Kind = "LORA" if method == "LORA" else "IA3"
     _refuse_options(data, kind, where)
     take = _Taker(data, where)
     config = PeftConfig(
@@ -161,11 +204,23 @@ def parse_config(data: Mapping[str, Any], where: str) -> PeftConfig:
         feedforward=take.pattern("feedforward_modules") or (),
         saved=take.names("modules_to_save"),
         task_type=None if data.get("task_type") is None else str(data["task_type"]),
+        virtual=_virtual(take, data) if kind in PROMPTS else None,
     )
     if config.bias not in ("none", "all", "lora_only"):
         raise UnsupportedError(f"{where}: bias is {config.bias!r}, known: none, all, lora_only")
     _check_patterns(config, where)
     return config
+
+
+def _virtual(take: _Taker, data: Mapping[str, Any]) -> Virtual:
+    several = 2 if data.get("task_type") == "SEQ_2_SEQ_LM" else 1
+    return Virtual(
+        tokens=take.number("num_virtual_tokens", None, whole=True),
+        width=take.known("token_dim"),
+        layers=take.known("num_layers"),
+        heads=take.known("num_attention_heads"),
+        parts=take.number("num_transformer_submodules", several, whole=True),
+    )
 
 
 def _refuse_options(data: Mapping[str, Any], kind: Kind, where: str) -> None:
@@ -223,6 +278,9 @@ class _Taker:
     def number(self, option: str, default: Any, *, whole: bool = False) -> Any:
         value = self.data.get(option)
         return self._number(option, default if value is None else value, whole)
+
+    def known(self, option: str) -> int | None:
+        return None if self.data.get(option) is None else int(self.number(option, 0, whole=True))
 
     def numbers(self, option: str, *, whole: bool = False) -> dict[str, Any]:
         value = self.data.get(option) or {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections import Counter
@@ -16,8 +17,9 @@ from graftwork.bases import Base
 from graftwork.deltas import Delta, Update, check, values_of
 from graftwork.formats._heads import TWO_LAYERS, head_tensors
 from graftwork.formats._peft_import import CONFIG, WEIGHTS
-from graftwork.formats._peft_keys import PREFIX
-from graftwork.formats._peft_sort import Sorted, sort_updates
+from graftwork.formats._peft_keys import PREFIX, PROMPT_PREFIX
+from graftwork.formats._peft_prompts import prompt_files, prompt_port, refuse_head
+from graftwork.formats._peft_sort import Sorted, sort_saved, sort_updates
 from graftwork.formats._places import Place, factors_of, output_norms
 from graftwork.formats._task_names import TaskNames, task_names
 from graftwork.formats._write import new_folder, size_of, write_json, write_tensors
@@ -45,12 +47,14 @@ def export_peft(
     """Write a delta as a PEFT adapter and return the bytes written.
 
     Low-rank terms become LoRA with a rank and an alpha for each module, scales beside them DoRA's
-    magnitudes, scales alone IA3; dense terms become biases or modules that are stored whole; the
-    port "head" becomes the task model's head. Factors keep their bits (8-bit ones become float32).
+    magnitudes, scales alone IA3; dense terms become biases or modules that are stored whole; a
+    prompt or prefix becomes PEFT's; the port "head" becomes the task model's head. Values keep
+    their bits (8-bit ones become float32).
 
     Raises:
         FingerprintError: the delta was made for another base.
-        UnsupportedError: a term or port that PEFT cannot hold; names it.
+        UnsupportedError: a term or port that PEFT cannot hold, or would run in another way; names
+            it.
         StorageError: the folder is occupied, or the disk is full.
 
     Example:
@@ -60,19 +64,32 @@ def export_peft(
     check(base, delta)
     options = options or ExportOptions()
     task_type = options.task_type or delta.provenance.get("task_type")
-    head = head_port(delta)
+    inside = prompt_port(delta)
+    rest = _without(delta, inside)
+    head = head_port(rest)
     outputs = int(delta.ports[head].config["out_features"]) if head else None
-    names = task_names(base, task_type, outputs)
-    found = sort_updates(base, delta)
-    tensors = _adapted_tensors(found, names)
-    tensors |= _whole_tensors(found, base, delta, names)
+    if inside is None:
+        names = task_names(base, task_type, outputs)
+        found, prefix = sort_updates(base, delta), PREFIX
+        tensors, config = _adapted_tensors(found, names), _adapted_config(found, base, names)
+    else:
+        # checked before the names: a clearer error where no class of a task was named
+        tensors, config = prompt_files(base, delta, inside, task_type)
+        # PEFT's class for features runs any model as it is, heads of its own included
+        wrapped = None if task_type == "FEATURE_EXTRACTION" else task_type
+        names = task_names(base, wrapped, outputs)
+        found, prefix = sort_saved(base, delta), PROMPT_PREFIX
+    whole = _whole_tensors(found, base, delta, names)
     saved = [names.of(module) for module in found.saved]
     if head is not None:
+        if inside is not None:
+            refuse_head(base, delta.ports[inside].kind, task_type, head)
         module, stored = _head(delta, names, options)
-        tensors |= {f"{PREFIX}{name}": tensor for name, tensor in stored.items()}
+        whole |= stored
         saved.append(module)
-    config = _config(found, base, names, saved)
+    tensors |= {f"{prefix}{name}": tensor for name, tensor in whole.items()}
     config |= {
+        "modules_to_save": saved or None,
         "task_type": task_type,
         "base_model_name_or_path": options.base_name or base.name,
     }
@@ -80,6 +97,11 @@ def export_peft(
         write_tensors(part / WEIGHTS, tensors)
         write_json(part / CONFIG, config)
     return size_of(folder)
+
+
+def _without(delta: Delta, port: str | None) -> Delta:
+    kept = {name: held for name, held in delta.ports.items() if name != port}
+    return dataclasses.replace(delta, ports=kept)
 
 
 def _adapted_tensors(found: Sorted, names: TaskNames) -> dict[str, Tensor]:
@@ -121,7 +143,7 @@ def _ia3(place: Place, update: Update, feeds_forward: bool) -> Tensor:
 
 
 def _whole_tensors(found: Sorted, base: Base, delta: Delta, names: TaskNames) -> dict[str, Tensor]:
-    """Return the stored biases and modules, with the delta's values in them."""
+    """Return the stored biases and modules by name, with the delta's values in them."""
     state = dict(base.model.state_dict(keep_vars=False))
     kept: list[str] = []
     for module in found.saved:
@@ -136,7 +158,7 @@ def _whole_tensors(found: Sorted, base: Base, delta: Delta, names: TaskNames) ->
         module, _, leaf = name.rpartition(".")
         inner = f"{module}.base_layer" if module in found.adapted else module
         key = f"{names.of(inner)}.{leaf}" if inner else leaf
-        out[f"{PREFIX}{key}"] = _adapted_value(base, delta, name, state[name])
+        out[key] = _adapted_value(base, delta, name, state[name])
     return out
 
 
@@ -155,7 +177,7 @@ def _bias_mode(found: Sorted) -> str:
     return "lora_only" if inside else "all"
 
 
-def _config(found: Sorted, base: Base, names: TaskNames, saved: list[str]) -> dict[str, Any]:
+def _adapted_config(found: Sorted, base: Base, names: TaskNames) -> dict[str, Any]:
     modules = [names.of(module) for module in found.adapted]
     everything = [names.of(name) for name, _ in base.model.named_modules() if name]
     layouts = {place.layout for place, _ in found.adapted.values()}
@@ -163,7 +185,6 @@ def _config(found: Sorted, base: Base, names: TaskNames, saved: list[str]) -> di
         "peft_type": found.kind,
         "inference_mode": True,
         "target_modules": _targets(modules, everything),
-        "modules_to_save": saved or None,
         # PEFT sets it right by each module's type; this spares its users a warning
         "fan_in_fan_out": "transposed" in layouts and "linear" not in layouts,
     }

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from graftwork._errors import DeltaFileError, UnsupportedError
 from graftwork.bases import Base
-from graftwork.deltas import Delta, LowRank, Stored, Update, quantise
+from graftwork.deltas import Delta, LowRank, Stored, Update, quantise, view
 from graftwork.formats._foreign import read_config, read_pickled, read_tensors
 from graftwork.formats._heads import head_ports
-from graftwork.formats._peft_config import PeftConfig, parse_config
+from graftwork.formats._peft_config import PROMPTS, PeftConfig, parse_config
 from graftwork.formats._peft_keys import Adapter, sort_keys
+from graftwork.formats._peft_prompts import prompt_ports, refuse_head
 from graftwork.formats._places import (
     Place,
     find_place,
@@ -55,8 +56,9 @@ def import_peft(
     """Return the delta that a PEFT adapter is.
 
     LoRA (rank and alpha patterns, rsLoRA, DoRA, biases) becomes low-rank, scale and dense terms,
-    IA3 becomes scales, modules that PEFT stores whole become dense terms, and a head that the base
-    lacks becomes a port. The factors keep their bits. Every key and option is accounted for: what
+    IA3 becomes scales, prompts and prefixes become ports inside the base, modules that PEFT stores
+    whole become dense terms, and a head that the base lacks becomes a port. The values keep their
+    bits. Every key and option is accounted for: what
     cannot be honoured is an error that names it.
 
     Arguments:
@@ -68,7 +70,8 @@ def import_peft(
     Raises:
         DeltaFileError: a file is missing, truncated or pickled, or a tensor is missing,
             superfluous, mis-shaped or of a mixed type.
-        UnsupportedError: another method, or an option that cannot be honoured.
+        UnsupportedError: another method, an option that cannot be honoured, or a prompt or prefix
+            that PEFT runs in another way than `view` does.
         UnknownNameError: a tensor belongs to a module that the base does not have.
 
     Example:
@@ -85,10 +88,17 @@ def import_peft(
     updates: dict[str, Update] = {}
     for name, place in places.items():
         _add_module(updates, place, config, adapter, (name, options))
+    inside = prompt_ports(base, config, adapter.vectors, options.stored)
     heads = take_whole(updates, base, config, adapter)
     ports, remembered = head_ports(heads, options.head_activation, options.stored)
     known = {**origin("peft", weights), "task_type": config.task_type, "heads": remembered}
-    return stamped(base, updates, ports, options.signature, known)
+    delta = stamped(base, updates, {**inside, **ports}, options.signature, known)
+    if inside:
+        for head in heads:
+            refuse_head(base, PROMPTS[config.kind], config.task_type, head)
+        # whether the base can run them at all: better said now than at the first call
+        view(base, delta)
+    return delta
 
 
 def _read(path: Path, unpickle: bool) -> tuple[Path, dict[str, Tensor]]:

@@ -12,9 +12,13 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from graftwork._errors import DeltaFileError, closest
-from graftwork.formats._peft_config import Kind
+from graftwork.formats._peft_config import PROMPTS, Kind
 
 PREFIX = "base_model.model."
+PROMPT_PREFIX = "base_model."
+"""Start of a key where PEFT wraps the model itself, as prompts and prefixes do."""
+VECTORS = "prompt_embeddings"
+"""Key of the vectors of a prompt or prefix."""
 
 ENDINGS: Mapping[Kind, Mapping[str, str]] = {
     "LORA": {
@@ -28,6 +32,7 @@ ENDINGS: Mapping[Kind, Mapping[str, str]] = {
         "lora_magnitude_vector.weight": "magnitude",
     },
     "IA3": {"ia3_l": "scale"},
+    **{kind: {} for kind in PROMPTS},
 }
 """End of a key -> part of an adapted module."""
 
@@ -42,11 +47,13 @@ class Adapter:
         parts: name of an adapted module, as PEFT's model calls it -> part -> tensor.
         keys: (module, part) -> key in the file, for messages.
         whole: name of a parameter or buffer that is stored whole -> tensor.
+        vectors: of a prompt or prefix; None without one.
     """
 
     parts: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     keys: dict[tuple[str, str], str] = field(default_factory=dict)
     whole: dict[str, Tensor] = field(default_factory=dict)
+    vectors: Tensor | None = None
 
 
 def sort_keys(tensors: Mapping[str, Tensor], kind: Kind) -> Adapter:
@@ -56,13 +63,16 @@ def sort_keys(tensors: Mapping[str, Tensor], kind: Kind) -> Adapter:
         DeltaFileError: a key does not begin as PEFT's do, has an adapter's name inside, belongs to
             another method, or means the same as another key.
     """
-    found = Adapter()
+    found, prefix = Adapter(), PROMPT_PREFIX if kind in PROMPTS else PREFIX
     for key, tensor in tensors.items():
-        if not key.startswith(PREFIX):
+        if key == VECTORS and kind in PROMPTS:
+            found.vectors = tensor
+            continue
+        if not key.startswith(prefix):
             raise DeltaFileError(
-                f"tensor {key!r} does not begin with {PREFIX!r}; did PEFT save this adapter?"
+                f"tensor {key!r} does not begin with {prefix!r}; did PEFT save this adapter?"
             )
-        name = key.removeprefix(PREFIX)
+        name = key.removeprefix(prefix)
         module, part = _split(name, kind)
         if part is None:
             _add_whole(found, key, name, tensor)

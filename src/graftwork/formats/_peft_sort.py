@@ -62,6 +62,23 @@ def sort_updates(base: Base, delta: Delta) -> Sorted:
     return found
 
 
+def sort_saved(base: Base, delta: Delta) -> Sorted:
+    """Return the updates of a delta that has a prompt or prefix: modules to store whole.
+
+    Raises:
+        UnsupportedError: another term than a dense one of a whole parameter; names it.
+    """
+    found = Sorted("PROMPT_TUNING")
+    for name, update in delta.updates.items():
+        live = base.names[name].name
+        if update.terms != ("dense",):
+            term = next(t for t in update.terms if t != "dense")
+            _refuse(live, f"{term.replace('_', '-')} beside a prompt or prefix: a {term}")
+        _put_dense(found, base, live, update)
+    _add_namesakes(found, base)
+    return found
+
+
 def _put_low_rank(found: Sorted, base: Base, name: str, update: Update) -> None:
     if update.low_rank is not None and update.low_rank.batched:
         _refuse(name, "low-rank term for each matrix of a stack: a")
