@@ -1,0 +1,406 @@
+"""Many deltas in one batch: `Mixer.plan` says which rows have which, `Mixer.run` runs them."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from graftwork._batch import Batch
+from graftwork._errors import (
+    ConfigError,
+    DeltaError,
+    UnknownNameError,
+)
+from graftwork.deltas import (
+    BaseLike,
+    Delta,
+    combine_ports,
+    run_rows,
+    shared_copy,
+)
+from graftwork.serving._apart import views_of
+from graftwork.serving._cache import Recent
+from graftwork.serving._groups import Group, owners
+from graftwork.serving._layout import LayoutError
+from graftwork.serving._plan import Plan, form_of, spans_of, stretches
+from graftwork.serving._prepared import Prepared, Supports, prepare
+from graftwork.serving._probe import Call, Called, inputs_of, probe
+from graftwork.serving._report import Report, check_consumed, fill, narrowed
+from graftwork.serving._rowports import RowPort, follow
+from graftwork.serving._state import Run
+from graftwork.serving._terms import Matrix
+from graftwork.serving._together import terms_of
+from graftwork.serving._twin import BypassedError, Twin
+from graftwork.serving._way import Way, called_ports, make_way, mounted_ports, runs_apart
+
+RowLists = Sequence[Sequence[tuple[str, float]]]
+"""For each row its list of (key of a delta, weight)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixerConfig:
+    """How much a `Mixer` keeps beside its deltas.
+
+    Raises:
+        ConfigError: a budget is negative.
+    """
+
+    written_bytes: int = 1 << 30
+    """For the terms of deltas in use, written out for products (8 bytes a sparse value); what was
+    used last stays. At 0.5 % of a base of 85 million weights a delta takes 3.4 MB."""
+    stacked_bytes: int = 1 << 30
+    """For the stacks of sets of deltas that run together (12 bytes a sparse value)."""
+
+    def __post_init__(self) -> None:
+        for name in ("written_bytes", "stacked_bytes"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: 0 or more, not {getattr(self, name)}")
+
+
+class Mixer:
+    """Holds deltas of one base and runs batches in which each row has its own.
+
+    A row's list of (delta, weight) means what it means for `graftwork.deltas.run_rows`, which is
+    the definition that this must meet: `W + sum_i w_i * (adapted_i(W) - W)` for each parameter, and
+    `sum_i w_i * head_i(x)` for heads. Threads may plan and run at the same time.
+
+    Args:
+        base: a base; it is not changed.
+        config: what is kept.
+
+    Example:
+        >>> import torch
+        >>> from graftwork import bases, deltas
+        >>> base = bases.load(torch.nn.Linear(2, 1))
+        >>> up, down = (
+        ...     deltas.Delta(
+        ...         {"bias": deltas.Update((1,), dense=torch.tensor([by]))},
+        ...         fingerprint=deltas.fingerprint_of(base, ["bias"]),
+        ...     )
+        ...     for by in (1.0, -1.0)
+        ... )
+        >>> mixer = Mixer(base)
+        >>> first, second = mixer.add(up), mixer.add(down)
+        >>> plan = mixer.plan([[(first, 1.0)], [], [(second, 1.0)]])
+        >>> batch = Batch({"x": torch.zeros(3, 2)}, None, torch.arange(3))
+        >>> outputs = mixer.run(plan, batch, lambda module, ports, inputs: module(inputs["x"]))
+        >>> [round((output - base.model.bias).item(), 3) for output in outputs]
+        [1.0, 0.0, -1.0]
+    """
+
+    def __init__(self, base: BaseLike, config: MixerConfig | None = None) -> None:
+        self.base = base
+        self.config = config or MixerConfig()
+        self._plain = shared_copy(base.model).eval()
+        self._deltas: dict[str, Prepared] = {}
+        self._supports = Supports()
+        self._lock = threading.Lock()
+        self._twins: dict[int, list[Twin]] = {}
+        self._ways: dict[Any, Way] = {}
+        self._tried: dict[Any, Mapping[str, Called]] = {}
+        self._written: Recent[Matrix] = Recent(self.config.written_bytes, _matrix_bytes)
+        self._stacks: Recent[Mapping[str, Any]] = Recent(self.config.stacked_bytes, _terms_bytes)
+        self._ports: Recent[nn.ModuleDict] = Recent(1 << 28, _state_bytes)
+
+    def add(self, delta: Delta | Prepared) -> str:
+        """Hold a delta, and return the key that rows name it by: its content hash.
+
+        Raises:
+            FingerprintError: it was made for another base.
+        """
+        ready = delta if isinstance(delta, Prepared) else prepare(self.base, delta, self._supports)
+        with self._lock:
+            return self._deltas.setdefault(ready.key, ready).key
+
+    def remove(self, key: str) -> None:
+        """Let a delta go; plans that were made with it still run.
+
+        Raises:
+            UnknownNameError: it is not held.
+        """
+        with self._lock:
+            if key not in self._deltas:
+                raise UnknownNameError("delta", key, self._deltas)
+            del self._deltas[key]
+        for cache in (self._written, self._stacks, self._ports):
+            cache.drop(lambda held: _names(held, key))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of the deltas held."""
+        return tuple(self._deltas)
+
+    @property
+    def bytes(self) -> dict[str, int]:
+        """Bytes of the deltas held, and of what is kept ready for the last plans."""
+        with self._lock:
+            held = sum(delta.bytes for delta in self._deltas.values())
+        return {"deltas": held, "written": self._written.bytes, "stacked": self._stacks.bytes}
+
+    def plan(self, rows: RowLists) -> Plan:
+        """Return which rows have which deltas, ready to run any number of times.
+
+        Args:
+            rows: for each row a list of (key, weight). An empty list is the base alone.
+
+        Raises:
+            UnknownNameError: a key is not held.
+            DeltaError: a weight is not finite, or there are no rows.
+        """
+        if not rows:
+            raise DeltaError("a plan needs at least one row")
+        members: dict[Any, list[int]] = {}
+        for index, row in enumerate(rows):
+            members.setdefault(tuple((key, float(weight)) for key, weight in row), []).append(index)
+        groups = {key: self._group(key) for key in members}
+        # groups that run by themselves stand last
+        keys = sorted(members, key=lambda key: (runs_apart(groups[key]), key))
+        order = [index for key in keys for index in members[key]]
+        return Plan(
+            tuple(groups[key] for key in keys),
+            torch.tensor(order),
+            tuple(len(members[key]) for key in keys),
+        )
+
+    def _group(self, key: tuple[tuple[str, float], ...]) -> Group:
+        for _, weight in key:
+            if not math.isfinite(weight):
+                raise DeltaError(f"the weight of a delta must be finite, not {weight}")
+        with self._lock:
+            for name, _ in key:
+                if name not in self._deltas:
+                    raise UnknownNameError("delta", name, self._deltas)
+            return Group(key, tuple((self._deltas[name], weight) for name, weight in key))
+
+    def run(
+        self, plan: Plan, batch: Batch, call: Call, report: Report | None = None
+    ) -> list[Tensor]:
+        """Run each row with its own deltas; return one output a row, in the batch's order.
+
+        The first batch of a kind costs two forwards of two and three rows, by which is learnt where
+        rows stand in the tensors of each module.
+
+        Args:
+            plan: of as many rows.
+            batch: B rows. Packed ones come to `call` with `row_of` among the inputs.
+            call: (module, ports, inputs of B rows) -> outputs `(B, ...)`. It may run `generate`. It
+                is called once for the rows that have the same names of ports. What it computes
+                after a head must not mix that head's outputs with each other: where heads differ in
+                size, the missing ones are NaN there (and absent in what is returned).
+            report: is filled with how it was done.
+
+        Returns:
+            One tensor a row, without the row dimension; heads of different sizes give different
+            shapes.
+
+        Raises:
+            DeltaError: another number of rows than planned, ports that cannot be mixed, or a `call`
+                that returns another number of rows.
+            UnusedTensorError: a touched tensor or a port was not consumed by the forward.
+            UnsupportedError: what cannot be done, with the module's name.
+        """
+        if len(batch) != len(plan.order):
+            raise DeltaError(f"a plan of {len(plan.order)} rows for a batch of {len(batch)}")
+        report = report or Report()
+        ready = batch.select(plan.order.to(batch.rows.device))
+        outputs: list[Tensor | None] = [None] * len(batch)
+        start = 0
+        for groups, sizes in stretches(plan):
+            places = range(start, start + sum(sizes))
+            part = ready
+            if len(places) < len(batch):
+                part = ready.select(torch.arange(places.start, places.stop))
+            found = self._run(groups, sizes, part, call, report)
+            for place, output in zip(places, found, strict=True):
+                outputs[int(plan.order[place])] = output
+            start = places.stop
+        return [output for output in outputs if output is not None]
+
+    def _run(
+        self,
+        groups: tuple[Group, ...],
+        sizes: Sequence[int],
+        batch: Batch,
+        call: Call,
+        report: Report,
+    ) -> list[Tensor]:
+        """Run groups that may share a forward."""
+        if any(runs_apart(group) for group in groups):
+            report.whole = "prompts and prefixes change the length of a row"
+            return self._each(groups, sizes, batch, call)
+        way = self._way(groups, batch, call)
+        if not way.whole:
+            try:
+                return self._mixed(way, groups, sizes, batch, call, report)
+            except (BypassedError, LayoutError) as reason:
+                way.whole = str(reason)
+        report.whole = way.whole
+        return self._each(groups, sizes, batch, call)
+
+    def _each(
+        self, groups: Sequence[Group], sizes: Sequence[int], batch: Batch, call: Call
+    ) -> list[Tensor]:
+        """Run one forward a group, by the definition."""
+        lists = []
+        for group, size in zip(groups, sizes, strict=True):
+            own = [(held.delta(), weight) for held, weight in group.members]
+            lists += [own] * size
+        return run_rows(self.base, lists, batch, call)
+
+    def _way(self, groups: Sequence[Group], batch: Batch, call: Call) -> Way:
+        """Return how batches of this kind run, tried where it is new."""
+        touched = owners(self.base.names, groups)
+        places = dict.fromkeys(p for group in groups for p in mounted_ports(group))
+        kind = (getattr(call, "__code__", call), form_of(batch))
+        key = (kind, frozenset(touched), frozenset(places))
+        with self._lock:
+            if key in self._ways:
+                return self._ways[key]
+            tried = self._tried.get(kind)
+        if tried is None:
+            ports = self._ports_of(groups[0])
+            tried = probe(shared_copy(self.base.model).eval(), ports, batch, call)
+        way = make_way(self.base, touched, places, tried)
+        with self._lock:
+            self._tried[kind] = tried
+            return self._ways.setdefault(key, way)
+
+    def _ports_of(self, group: Group) -> nn.ModuleDict:
+        """Return the ports of a group that calls run."""
+
+        def make() -> nn.ModuleDict:
+            own = [(held.frame, weight) for held, weight in group.members]
+            return combine_ports(own, mounted=False).to(self._device)
+
+        return self._ports.get((group.key, "call"), make)
+
+    @property
+    def _device(self) -> torch.device:
+        return next((p.device for p in self.base.model.parameters()), torch.device("cpu"))
+
+    def _mixed(
+        self,
+        way: Way,
+        groups: tuple[Group, ...],
+        sizes: Sequence[int],
+        batch: Batch,
+        call: Call,
+        report: Report,
+    ) -> list[Tensor]:
+        key = (tuple(group.key for group in groups), id(way))
+        terms = self._stacks.get(key, lambda: self._terms(way, groups))
+        run = Run(groups, spans_of(sizes, batch), terms)
+        twin = self._borrow(way)
+        hooks = self._follow(way, groups, run, twin)
+        try:
+            twin.enter(run)
+            with torch.no_grad():
+                outputs = self._calls(groups, batch, call, run, twin)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            twin.leave()
+            with self._lock:
+                self._twins.setdefault(id(way), []).append(twin)
+        check_consumed(way, groups, run)
+        fill(report, way, run)
+        return outputs
+
+    def _borrow(self, way: Way) -> Twin:
+        with self._lock:
+            free = self._twins.setdefault(id(way), [])
+            if free:
+                return free.pop()
+        return Twin(self.base.model, self._plain, way.sites, way.touched)
+
+    def _terms(self, way: Way, groups: Sequence[Group]) -> Mapping[str, Any]:
+        """Return what the groups do at each site."""
+        found: dict[str, Any] = {}
+        for site in way.sites:
+            if site.kind == "groups":
+                inside = way.inside[site.path]
+                found[site.path] = views_of(site.path, self.base, self._plain, groups, *inside)
+                continue
+            module = self._plain.get_submodule(site.path)
+
+            def single(group: Group, parameter: str, make: Callable[[], Matrix]) -> Matrix:
+                return self._written.get((group.key, parameter), make)
+
+            found[site.path] = terms_of(site, module, self.base.names, groups, single)
+        return found
+
+    def _follow(
+        self, way: Way, groups: Sequence[Group], run: Run, twin: Twin
+    ) -> list[RemovableHandle]:
+        """Put bottlenecks behind their modules."""
+        hooks = []
+        for name, (path, layout) in way.places.items():
+            modules = [self._mounted_port(group, name) for group in groups]
+            after = follow(name, modules, layout, run)
+            hooks.append(twin.module.get_submodule(path).register_forward_hook(after))
+        return hooks
+
+    def _mounted_port(self, group: Group, name: str) -> nn.Module | None:
+        if name not in mounted_ports(group):
+            return None
+
+        def make() -> nn.ModuleDict:
+            own = [(held.frame, weight) for held, weight in group.members]
+            return combine_ports(own, mounted=True).to(self._device)
+
+        return self._ports.get((group.key, "mounted"), make)[name]
+
+    def _calls(
+        self, groups: Sequence[Group], batch: Batch, call: Call, run: Run, twin: Twin
+    ) -> list[Tensor]:
+        """Call once for all groups with the same ports; the base runs once in all."""
+        kinds = [frozenset(called_ports(group).items()) for group in groups]
+        different = list(dict.fromkeys(kinds))
+        bounds = run.spans.rows.bounds
+        outputs: dict[int, Tensor] = {}
+        for kind in different:
+            ports = nn.ModuleDict()
+            for name, _ in sorted(kind):
+                own = [
+                    self._ports_of(group)[name] if mine == kind else None
+                    for group, mine in zip(groups, kinds, strict=True)
+                ]
+                ports._modules[name] = RowPort(name, own, run)
+            twin.again(record=len(different) > 1)
+            result = call(twin.module, ports, inputs_of(batch))
+            if result.shape[:1] != (len(batch),):
+                raise DeltaError(f"call returned shape {tuple(result.shape)} for {len(batch)} rows")
+            for g, mine in enumerate(kinds):
+                if mine == kind:
+                    part = narrowed(result[bounds[g] : bounds[g + 1]], g, ports)
+                    outputs.update(enumerate(part, start=bounds[g]))
+        return [outputs[row] for row in range(len(batch))]
+
+
+def _names(held: Hashable, key: str) -> bool:
+    """Return whether a cache's key speaks of a delta."""
+    return held == key or (isinstance(held, tuple) and any(_names(part, key) for part in held))
+
+
+def _matrix_bytes(matrix: Matrix) -> int:
+    parts = [*(matrix.sparse or ()), matrix.right, matrix.left, matrix.out_scale, matrix.in_scale]
+    return sum(map(_size, parts))
+
+
+def _terms_bytes(terms: Mapping[str, Any]) -> int:
+    return sum(term.bytes for term in terms.values())
+
+
+def _state_bytes(ports: nn.ModuleDict) -> int:
+    return sum(map(_size, ports.state_dict().values()))
+
+
+def _size(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.numel() * tensor.element_size()

@@ -1,0 +1,62 @@
+"""Which rows of a batch have which deltas, and how such a batch is taken apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graftwork._batch import Batch
+from graftwork.serving._groups import Group, Span, Spans
+from graftwork.serving._layout import leaves_of
+from graftwork.serving._way import runs_apart
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """Which rows of a batch have which deltas.
+
+    Attributes:
+        groups: the different lists of deltas.
+        order: `(B,)` int64, row of the batch that stands at each place when it runs.
+        sizes: rows of each group.
+    """
+
+    groups: tuple[Group, ...]
+    order: Tensor
+    sizes: tuple[int, ...]
+
+
+def spans_of(sizes: Sequence[int], batch: Batch) -> Spans:
+    """Return where groups of these sizes stand in a batch that is in their order."""
+    rows = Span.of(sizes, batch.rows.device)
+    if batch.row_of is None:
+        return Spans(rows)
+    each = torch.bincount(rows.index[batch.row_of], minlength=len(sizes))
+    return Spans(rows, Span.of(each.tolist(), batch.rows.device))
+
+
+def stretches(plan: Plan) -> Iterator[tuple[tuple[Group, ...], tuple[int, ...]]]:
+    """Yield groups that run together, with their sizes, in the plan's order."""
+    together = [g for g, group in enumerate(plan.groups) if not runs_apart(group)]
+    if together:
+        yield (
+            tuple(plan.groups[g] for g in together),
+            tuple(plan.sizes[g] for g in together),
+        )
+    for g in range(len(together), len(plan.groups)):
+        yield (plan.groups[g],), (plan.sizes[g],)
+
+
+def form_of(batch: Batch) -> tuple[Any, ...]:
+    """Return what makes batches alike: names, types and dimensions of their inputs."""
+    return (
+        batch.row_of is not None,
+        *(
+            (path, leaf.dtype, leaf.dim()) if isinstance(leaf, Tensor) else (path, type(leaf))
+            for path, leaf in leaves_of(batch.inputs).items()
+        ),
+    )

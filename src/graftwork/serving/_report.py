@@ -1,0 +1,77 @@
+"""What came out of a run, and how it was done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from graftwork._errors import UnsupportedError, UnusedTensorError
+from graftwork.deltas import unconsumed
+from graftwork.serving._groups import Group
+from graftwork.serving._rowports import RowPort
+from graftwork.serving._state import Run
+from graftwork.serving._way import Way, called_ports
+
+
+@dataclass(slots=True, eq=False)
+class Report:
+    """How a batch was run.
+
+    Attributes:
+        together: sites whose rows ran together, by kind.
+        apart: path of a module that ran once for each group -> why.
+        whole: why the call ran once for each group; "" where it did not.
+        paths: how sparse entries were applied -> how many times.
+    """
+
+    together: dict[str, int] = field(default_factory=dict)
+    apart: dict[str, str] = field(default_factory=dict)
+    whole: str = ""
+    paths: dict[str, int] = field(default_factory=dict)
+
+
+def narrowed(outputs: Tensor, group: int, ports: nn.ModuleDict) -> Tensor:
+    """Return a group's outputs without the columns that its head does not have."""
+    for port in ports.values():
+        assert isinstance(port, RowPort)
+        widths = [width for width in port.widths if width]
+        if len(set(widths)) < 2:
+            continue
+        if outputs.shape[-1] != max(widths):
+            raise UnsupportedError(
+                f"rows have {port.name!r} of different sizes, {sorted(set(widths))}, and the call "
+                f"made outputs of size {outputs.shape[-1]} of them; let it return what the head "
+                "gives"
+            )
+        return outputs[..., : port.widths[group]]
+    return outputs
+
+
+def check_consumed(way: Way, groups: Sequence[Group], run: Run) -> None:
+    """Raise where a site or a port did not run, or a parameter inside a site was not read."""
+    wanted = [site.path for site in way.sites] + list(way.places)
+    wanted += [name for group in groups for name in called_ports(group)]
+    missing = [name for name in wanted if name not in run.consumed]
+    for site in way.sites:
+        if site.kind == "groups" and not missing:
+            views = [view for view in run.terms[site.path].views if view is not None]
+            missing = [name for view in views for name in unconsumed(view)]
+    if missing:
+        shown = ", ".join(map(repr, dict.fromkeys(missing)))
+        raise UnusedTensorError(
+            f"planned, but not consumed by the forward: {shown}; the call or this input does not "
+            "reach them"
+        )
+
+
+def fill(report: Report, way: Way, run: Run) -> None:
+    """Write into `report` how a batch was run."""
+    for site in way.sites:
+        if site.kind == "groups":
+            report.apart[site.path] = site.why
+        else:
+            report.together[site.kind] = report.together.get(site.kind, 0) + 1
+    for path, count in run.paths.items():
+        report.paths[path] = report.paths.get(path, 0) + count

@@ -1,0 +1,127 @@
+"""How batches of one kind run over a base: its sites, and the ports inside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from graftwork.deltas import BaseLike, place_of
+from graftwork.serving._groups import Group
+from graftwork.serving._layout import Rows, Unclear
+from graftwork.serving._probe import Called
+from graftwork.serving._sites import Site, holders_of, sites_of
+
+APART = ("prompt", "prefix")
+"""Kinds of ports that change the length of a row: such groups run by themselves."""
+ANY_SIZE = ("head",)
+"""Kinds of ports whose outputs may have different widths in one batch."""
+
+
+@dataclass(slots=True, eq=False)
+class Way:
+    """How batches of one kind run.
+
+    Attributes:
+        sites: where groups part.
+        touched: path of each module that holds a touched parameter -> attribute -> parameter.
+        inside: path of a site that runs once for each group -> names and ports inside it.
+        places: mounted port -> module that it follows, layout of that module's output.
+        whole: why the call must run once for each group; "" where it need not.
+    """
+
+    sites: tuple[Site, ...]
+    touched: Mapping[str, Mapping[str, str]]
+    inside: Mapping[str, tuple[Sequence[str], Sequence[str]]]
+    places: Mapping[str, tuple[str, Rows]]
+    whole: str
+
+
+def make_way(
+    base: BaseLike, touched: Iterable[str], ports: Iterable[str], tried: Mapping[str, Called]
+) -> Way:
+    """Return how batches run.
+
+    Args:
+        base: the base.
+        touched: live parameters that change.
+        ports: mounted ports.
+        tried: how each module was called.
+    """
+    touched = tuple(touched)
+    sites = sites_of(base.model, touched, tried)
+    whole = next((site.why for site in sites if site.kind == "call"), "")
+    apart = [site.path for site in sites if site.kind == "groups"]
+    held = _holders(base)
+    mounts = {port: _module_of(base, port) for port in ports}
+    inside = {
+        path: (
+            [name for name, paths in held.items() if any(_within(p, path) for p in paths)],
+            [port for port, at in mounts.items() if _within(at, path)],
+        )
+        for path in apart
+    }
+    places: dict[str, tuple[str, Rows]] = {}
+    for port, path in mounts.items():
+        if any(_within(path, around) for around in apart):
+            continue
+        layout = tried[path].result if path in tried else Unclear("it is not called")
+        if isinstance(layout, Rows):
+            places[port] = (path, layout)
+        else:
+            whole = whole or f"{port!r} follows {path!r}, whose output has no rows"
+    return Way(sites, holders_of(base.model, touched), inside, places, whole)
+
+
+def _within(path: str, around: str) -> bool:
+    return around == "" or path == around or path.startswith(f"{around}.")
+
+
+def _holders(base: BaseLike) -> dict[str, list[str]]:
+    """Return canonical name -> paths of the modules that hold it, ties included."""
+    names = {id(p): n for n, p in base.model.named_parameters()}
+    paths: dict[str, list[str]] = {}
+    for path, module in base.model.named_modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                paths.setdefault(names[id(parameter)], []).append(path)
+    return {piece.name: paths[piece.parameter] for piece in base.names.pieces.values()}
+
+
+def _module_of(base: BaseLike, port: str) -> str:
+    """Return the path of the module that a mounted port follows."""
+    tensor = port.partition(":")[2]
+    return base.names[tensor].parameter.rpartition(".")[0]
+
+
+def runs_apart(group: Group) -> bool:
+    """Return whether a group cannot share a forward with others."""
+    return any(
+        port.kind in APART for held, _ in group.members for port in held.frame.ports.values()
+    )
+
+
+def mounted_ports(group: Group) -> list[str]:
+    """Return the names of the ports that run inside the base."""
+    return [
+        name
+        for held, _ in group.members
+        for name, port in held.frame.ports.items()
+        if place_of(name, port.kind)
+    ]
+
+
+def called_ports(group: Group) -> dict[str, str]:
+    """Return the ports that calls run: name -> what must be equal for groups to share a call.
+
+    Heads may differ in anything; ports that give inputs must give the same shapes.
+    """
+    found = {}
+    for held, _ in group.members:
+        for name, port in held.frame.ports.items():
+            if not place_of(name, port.kind):
+                same = (
+                    "" if port.kind in ANY_SIZE else json.dumps(dict(port.config), sort_keys=True)
+                )
+                found[name] = f"{port.kind} {same}"
+    return found
