@@ -10,11 +10,13 @@ import torch
 from graftwork._batch import Batch
 from graftwork._errors import InputError
 from graftwork.objectives import (
+    IGNORED,
     OBJECTIVES,
     absolute_error,
     binary_cross_entropy,
     cross_entropy,
     squared_error,
+    token_cross_entropy,
 )
 
 
@@ -41,9 +43,10 @@ def test_squared_error_of_a_column_does_not_broadcast() -> None:
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_half_precision_outputs_give_float32_losses_and_gradients(name: str) -> None:
-    width = 2 if name == "cross_entropy" else 1
-    outputs = torch.ones(3, width, dtype=torch.bfloat16, requires_grad=True)
-    targets = torch.zeros(3, dtype=torch.int64 if width == 2 else torch.float32)
+    shape = {"cross_entropy": (3, 2), "token_cross_entropy": (3, 1, 2)}.get(name, (3, 1))
+    outputs = torch.ones(shape, dtype=torch.bfloat16, requires_grad=True)
+    index = shape[-1] == 2
+    targets = torch.zeros(shape[:-1] if index else 3, dtype=torch.int64 if index else torch.float32)
     losses = OBJECTIVES[name](lambda _: outputs, batch(targets))
     assert losses.dtype == torch.float32
     assert losses.shape == (3,)
@@ -113,3 +116,22 @@ def test_extreme_logits_have_finite_losses() -> None:
     outputs = torch.tensor([[1e4], [-1e4], [-1e4]])
     losses = binary_cross_entropy(lambda _: outputs, batch(torch.tensor([[1.0], [0.0], [1.0]])))
     assert losses.tolist() == [0.0, 0.0, 1e4]
+
+
+def test_token_cross_entropy_is_the_mean_over_a_rows_own_targets() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 4, 5, generator=generator, requires_grad=True)
+    targets = torch.tensor([[1, -100, 3, -100], [-100, -100, -100, 0], [2, 2, 2, 2]])
+    losses = token_cross_entropy(lambda _: logits, batch(targets))
+    for row in range(3):
+        each = [
+            -torch.log_softmax(logits[row, t].detach(), 0)[targets[row, t]]
+            for t in range(4)
+            if targets[row, t] >= 0
+        ]
+        assert losses[row].item() == pytest.approx(float(sum(each)) / len(each), rel=1e-6)
+    losses.sum().backward()
+    assert logits.grad is not None
+    assert (logits.grad.abs().sum(-1) > 0).tolist() == (targets >= 0).tolist()
+    none = token_cross_entropy(lambda _: logits, batch(torch.full((3, 4), IGNORED)))
+    assert none.isnan().all()

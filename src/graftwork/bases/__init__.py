@@ -5,6 +5,7 @@ from graftwork.bases._blank import blank as blank
 from graftwork.bases._canonical import canonical_names as canonical_names
 from graftwork.bases._load import MINILM_SHA256 as MINILM_SHA256
 from graftwork.bases._load import load as load
+from graftwork.bases._load import load_language_model as load_language_model
 from graftwork.bases._load import load_module as load_module
 from graftwork.bases._prints import print_of as print_of
 from graftwork.bases._save import save as save
@@ -15,6 +16,7 @@ __all__ = [
     "blank",
     "canonical_names",
     "load",
+    "load_language_model",
     "load_module",
     "print_of",
     "save",

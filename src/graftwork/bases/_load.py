@@ -29,7 +29,7 @@ from graftwork.bases._prints import (
     print_of,
     print_piece,
 )
-from graftwork.bases._tokenizer import longest_input, tokenizer_digest
+from graftwork.bases._tokenizer import longest_input, tokenizer_prints
 from graftwork.deltas import NameMap, TensorPrint, shared_copy
 from graftwork.models import ModelConfig
 
@@ -89,10 +89,54 @@ def load(
     if isinstance(spec, nn.Module):
         base = _from_module(spec, dtype, device)
     else:
-        path = _find(spec)
-        base = _from_folder(read_folder(path), dtype, device, max_length)
-        base = dataclasses.replace(base, name=str(spec) if isinstance(spec, str) else path.name)
+        base = _found(spec, dtype, device, max_length)
     return in_8_bits(_processed(base, pooling, max_length), quantise)
+
+
+def load_language_model(
+    spec: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    max_length: int | None = None,
+    quantise: Literal["int8"] | None = None,
+) -> Base:
+    """Load a causal language model with the head that gives logits of the next token.
+
+    `load` gives the body alone, which is what a head port reads. Body tensors have the same names
+    and prints in both.
+
+    Args:
+        spec: a local folder or Hugging Face id. A module in memory goes to `load` as it is.
+        dtype: as in `load`.
+        device: as in `load`.
+        max_length: as in `load`.
+        quantise: as in `load`.
+
+    Raises:
+        BaseError: as `load`; or the architecture has no causal language model, or the checkpoint
+            lacks its head.
+        MissingDependencyError: as `load`.
+        UnsupportedError: as `load`.
+    """
+    if max_length is not None and max_length < 1:
+        raise BaseError(f"max_length must be at least 1, not {max_length}")
+    base = _processed(_found(spec, dtype, device, max_length, language=True), None, max_length)
+    return in_8_bits(base, quantise)
+
+
+def _found(
+    spec: str | Path,
+    dtype: torch.dtype | None,
+    device: torch.device | str,
+    max_length: int | None,
+    *,
+    language: bool = False,
+) -> Base:
+    """Return the base in a folder or of the hub."""
+    path = _find(spec)
+    base = _from_folder(read_folder(path), dtype, device, max_length, language=language)
+    return dataclasses.replace(base, name=str(spec) if isinstance(spec, str) else path.name)
 
 
 def _processed(base: Base, pooling: str | None, max_length: int | None) -> Base:
@@ -126,11 +170,16 @@ def _from_module(module: nn.Module, dtype: torch.dtype | None, device: torch.dev
 
 
 def _from_folder(
-    folder: Folder, dtype: torch.dtype | None, device: torch.device | str, max_length: int | None
+    folder: Folder,
+    dtype: torch.dtype | None,
+    device: torch.device | str,
+    max_length: int | None,
+    *,
+    language: bool = False,
 ) -> Base:
     in_files = {k: p for path in folder.weights for k, p in file_prints(path).items()}
     with _quiet_transformers():
-        model, info = _read_model(folder, dtype)
+        model, info = _read_model(folder, dtype, language=language)
         tokenizer = _read_tokenizer(folder)
     model = model.eval().requires_grad_(False)
     names = canonical_names(model)
@@ -138,11 +187,9 @@ def _from_folder(
     respell = modern_spelling(model) if is_pretrained(model) else str
     stored = _match(names, in_files, absent, respell)
     files = (*folder.weights, folder.root / "config.json")
-    key = [[identity(p) for p in files], torch.__version__, _version(), str(dtype)]
+    key = [[identity(p) for p in files], torch.__version__, _version(), str(dtype), language]
     live = cached("live", key, lambda: _to_json(_references(model, names, stored)))
-    processing = {}
-    if tokenizer is not None:
-        processing["tokenizer"] = tokenizer_digest(tokenizer)
+    processing: dict[str, str] = {} if tokenizer is None else tokenizer_prints(tokenizer)
     if folder.normalise is not None:
         processing["normalise"] = str(folder.normalise).lower()
     lengths = (folder.max_length, longest_input(tokenizer, model.config))
@@ -228,18 +275,23 @@ def load_module(folder: str | Path) -> tuple[nn.Module, ModelConfig, Any]:
     return module, found.own.config, tokenizer
 
 
-def _read_model(folder: Folder, dtype: torch.dtype | None) -> tuple[Any, Mapping[str, Any]]:
+def _read_model(
+    folder: Folder, dtype: torch.dtype | None, *, language: bool
+) -> tuple[Any, Mapping[str, Any]]:
     if folder.own is not None:
+        if language:
+            raise BaseError(f"{folder.root} holds a {folder.own.model}, which is no language model")
         module, unexpected = read_own(folder.own, folder.weights[0], dtype)
         return module, {"missing_keys": [], "unexpected_keys": unexpected}
     refuse_quantised_folder(read_json(folder.root / "config.json"), folder.root)
     from safetensors import SafetensorError
-    from transformers import AutoModel
+    from transformers import AutoModel, AutoModelForCausalLM
 
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # what the checkpoint lacks is filled at random, always the same
-            model, info = AutoModel.from_pretrained(
+            loader: Any = AutoModelForCausalLM if language else AutoModel
+            model, info = loader.from_pretrained(
                 folder.root,
                 dtype="auto" if dtype is None else dtype,
                 use_safetensors=True,
@@ -254,7 +306,20 @@ def _read_model(folder: Folder, dtype: torch.dtype | None) -> tuple[Any, Mapping
             f"{folder.root}: tensors do not fit the configuration: "
             f"{info['mismatched_keys'] or info['error_msgs']}"
         )
+    if language:
+        _check_head(model, info["missing_keys"], folder)
     return model, info
+
+
+def _check_head(model: Any, missing: Iterable[str], folder: Folder) -> None:
+    """Raise where the head of a language model is not that of the checkpoint."""
+    body = f"{model.base_model_prefix}."
+    absent = sorted(name for name in missing if not name.startswith(body))
+    if absent:
+        raise BaseError(
+            f"{folder.root} has no language-model head: {absent[0]!r} is not in its weights, and "
+            "random values would write nonsense; take the checkpoint of the whole language model"
+        )
 
 
 def _read_tokenizer(folder: Folder) -> Any:

@@ -56,6 +56,8 @@ def load_base(path: Path, delta: Delta, name: str | None, device: str) -> Base:
     if not isinstance(made_for, str):
         raise InputError("the delta does not say what base it was made for: name it with --base")
     quantise: Any = delta.fingerprint.processing.get(deltas.QUANTISE)
+    if delta.signature.get("kind") == "text":
+        return bases.load_language_model(made_for, device=device, quantise=quantise)
     return bases.load(made_for, device=device, quantise=quantise)
 
 

@@ -32,7 +32,8 @@ class Flags:
     delta: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DELTA")]
     """File of the delta, or folder of its run."""
     text: tuple[str, ...] = ()
-    """Texts; for a task over two texts, pairs of them: premise hypothesis premise hypothesis."""
+    """Texts, prompts or questions; for a task over two texts, pairs of them: premise hypothesis
+    premise hypothesis."""
     data: Path | None = None
     """Rows in place of texts: CSV, TSV, JSONL, Parquet, arrays, or a folder of pictures."""
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -49,7 +50,8 @@ class Flags:
     """Where to run, such as cuda."""
     json: bool = False
     """Print one JSON document: {delta, base, predictions}; a prediction has inputs, and label and
-    scores, value, values of several targets, scores of yes/no targets, or a vector."""
+    scores, value, values of several targets, scores of yes/no targets, a vector, labels of words,
+    or text."""
 
 
 def main(words: list[str]) -> None:
@@ -95,20 +97,29 @@ def _rows(flags: Flags, signature: Signature) -> Table:
             f"the delta reads {len(names)} texts a row ({', '.join(names)}), so {len(flags.text)} "
             "--text do not part evenly"
         )
-    return Table(
-        {name: list(flags.text[i :: len(names)]) for i, name in enumerate(names)}, "--text"
-    )
+    columns: dict[str, list[Any]] = {
+        name: list(flags.text[i :: len(names)]) for i, name in enumerate(names)
+    }
+    if signature.language is not None and signature.language.form == "messages":
+        columns = {
+            name: [[{"role": "user", "content": text}] for text in texts]
+            for name, texts in columns.items()
+        }
+    return Table(columns, "--text")
 
 
 def _lines(
     table: Table, signature: Signature, predictions: Sequence[Prediction]
 ) -> list[dict[str, Any]]:
+    from graftwork.tasks import SEQUENCES
+
     # Pictures are told by the names of their files.
     by_name = signature.array is not None and "file" in table
     inputs = table.select((*signature.fields, "file") if by_name else signature.fields)
+    lists = signature.kind in SEQUENCES
     lines: list[dict[str, Any]] = []
     for record, found in zip(inputs.records(), predictions, strict=True):
-        shown = {k: v for k, v in record.items() if isinstance(v, (str, int, float))}
+        shown = {k: v for k, v in record.items() if isinstance(v, (str, int, float)) or lists}
         lines.append({"inputs": shown, **_said(found)})
     return lines
 
@@ -142,7 +153,7 @@ def _show(lines: Sequence[Mapping[str, Any]]) -> None:
     cells = [_cells(line) for line in lines[:SHOWN]]
     table = Table(*map(escape, [*lines[0]["inputs"], *cells[0]]))
     for line, found in zip(lines, cells, strict=False):
-        table.add_row(*(escape(str(v)) for v in (*line["inputs"].values(), *found.values())))
+        table.add_row(*(escape(_shown(v)) for v in (*line["inputs"].values(), *found.values())))
     out().print(table)
     if len(lines) > SHOWN:
         out().print(
@@ -150,10 +161,21 @@ def _show(lines: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
+def _shown(value: Any) -> str:
+    """Return an input for people: words with spaces between, messages by their contents."""
+    if not isinstance(value, list | tuple):
+        return str(value)
+    return " ".join(str(v["content"] if isinstance(v, Mapping) else v) for v in value)
+
+
 def _cells(line: Mapping[str, Any]) -> dict[str, str]:
     """Return column -> text of one row's prediction: one column for each target or number."""
     if "label" in line:
         return {"label": line["label"], "score": f"{line['scores'][line['label']]:.3f}"}
+    if "text" in line:
+        return {"text": line["text"]}
+    if "labels" in line and "scores" not in line:
+        return {"labels": " ".join(label or "-" for label in line["labels"])}
     if "value" in line:
         return {"value": f"{line['value']:.4g}"}
     if "vector" in line:

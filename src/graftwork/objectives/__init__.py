@@ -24,11 +24,16 @@ from graftwork.objectives._mmd import mmd as mmd
 from graftwork.objectives._pairwise_l2 import pairwise_l2 as pairwise_l2
 from graftwork.objectives._squared_error import squared_error as squared_error
 from graftwork.objectives._table import OBJECTIVES as OBJECTIVES
+from graftwork.objectives._token_cross_entropy import IGNORED as IGNORED
+from graftwork.objectives._token_cross_entropy import (
+    token_cross_entropy as token_cross_entropy,
+)
 from graftwork.objectives._types import Model as Model
 from graftwork.objectives._types import Objective as Objective
 
 __all__ = [
     "DISTANCES",
+    "IGNORED",
     "OBJECTIVES",
     "Align",
     "DatasetDistance",
@@ -52,4 +57,5 @@ __all__ = [
     "separability",
     "sinkhorn_w2",
     "squared_error",
+    "token_cross_entropy",
 ]

@@ -6,6 +6,7 @@ from graftwork.objectives._absolute_error import absolute_error
 from graftwork.objectives._binary_cross_entropy import binary_cross_entropy
 from graftwork.objectives._cross_entropy import cross_entropy
 from graftwork.objectives._squared_error import squared_error
+from graftwork.objectives._token_cross_entropy import token_cross_entropy
 from graftwork.objectives._types import Objective
 
 OBJECTIVES: dict[str, Objective] = {
@@ -13,5 +14,6 @@ OBJECTIVES: dict[str, Objective] = {
     "binary_cross_entropy": binary_cross_entropy,
     "cross_entropy": cross_entropy,
     "squared_error": squared_error,
+    "token_cross_entropy": token_cross_entropy,
 }
 """Objective name -> function."""

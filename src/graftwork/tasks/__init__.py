@@ -3,10 +3,10 @@
 from graftwork._batch import Batch as Batch
 from graftwork.tasks._array_readers import arrays as arrays
 from graftwork.tasks._array_readers import image_folder as image_folder
+from graftwork.tasks._call_spec import Ports as Ports
+from graftwork.tasks._call_spec import TaskBase as TaskBase
 from graftwork.tasks._calls import CALLS as CALLS
 from graftwork.tasks._calls import Call as Call
-from graftwork.tasks._calls import Ports as Ports
-from graftwork.tasks._calls import TaskBase as TaskBase
 from graftwork.tasks._class_stream import ClassStream as ClassStream
 from graftwork.tasks._comparisons import COMPARISON_LABELS as COMPARISON_LABELS
 from graftwork.tasks._comparisons import COMPARISON_SPLITS as COMPARISON_SPLITS
@@ -21,6 +21,7 @@ from graftwork.tasks._foreign import ForeignInput as ForeignInput
 from graftwork.tasks._foreign import class_stream as class_stream
 from graftwork.tasks._foreign import foreign_task as foreign_task
 from graftwork.tasks._foreign import width_of as width_of
+from graftwork.tasks._language_input import LanguageInput as LanguageInput
 from graftwork.tasks._make import make_task as make_task
 from graftwork.tasks._make import task_from_tables as task_from_tables
 from graftwork.tasks._metrics import METRICS as METRICS
@@ -37,6 +38,11 @@ from graftwork.tasks._predict import predict as predict
 from graftwork.tasks._pseudo_labels import pseudo_labels as pseudo_labels
 from graftwork.tasks._readers import read as read
 from graftwork.tasks._scorer import Scorer as Scorer
+from graftwork.tasks._sequence_evaluator import SequenceEvaluator as SequenceEvaluator
+from graftwork.tasks._sequence_evaluator import scorer_for as scorer_for
+from graftwork.tasks._sequence_metrics import SEQUENCE_METRICS as SEQUENCE_METRICS
+from graftwork.tasks._sequence_metrics import SequenceMetric as SequenceMetric
+from graftwork.tasks._signature import SEQUENCES as SEQUENCES
 from graftwork.tasks._signature import Prediction as Prediction
 from graftwork.tasks._signature import Signature as Signature
 from graftwork.tasks._source import SourceFeatures as SourceFeatures
@@ -61,6 +67,8 @@ __all__ = [
     "FEATURES",
     "METRICS",
     "POOLINGS",
+    "SEQUENCES",
+    "SEQUENCE_METRICS",
     "ArrayInput",
     "Batch",
     "Call",
@@ -68,6 +76,7 @@ __all__ = [
     "Evaluator",
     "ForeignInput",
     "GeneratorStream",
+    "LanguageInput",
     "Metric",
     "PortSpec",
     "Ports",
@@ -75,6 +84,8 @@ __all__ = [
     "Predictor",
     "Scored",
     "Scorer",
+    "SequenceEvaluator",
+    "SequenceMetric",
     "Sharded",
     "Signature",
     "SourceFeatures",
@@ -98,6 +109,7 @@ __all__ = [
     "predict",
     "pseudo_labels",
     "read",
+    "scorer_for",
     "shard",
     "source_features",
     "task_from_tables",

@@ -5,19 +5,17 @@ Shape legend: B rows, L positions, H width, F features that a head reads.
 
 from __future__ import annotations
 
-import itertools
-import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from graftwork._errors import DeltaError, InputError, UnsupportedError, did_you_mean
-from graftwork.deltas import BaseLike
+from graftwork._errors import InputError, UnsupportedError
+from graftwork.tasks._call_spec import CallSpec, Ports, TaskBase, port_named
 from graftwork.tasks._categories import codes_of
 from graftwork.tasks._encoded import (
     PICTURE_MEMORY,
@@ -25,84 +23,13 @@ from graftwork.tasks._encoded import (
     Arrays,
     Encoded,
     Pictures,
-    Tokens,
     decode_picture,
 )
+from graftwork.tasks._language import encode_prompts, run_language
 from graftwork.tasks._pooling import VECTOR_KEYS, combine, pool, tensor_of
 from graftwork.tasks._table import Table
-
-
-@runtime_checkable
-class TaskBase(BaseLike, Protocol):
-    """What tasks need of a base beyond `BaseLike`; `graftwork.bases.Base` is one."""
-
-    @property
-    def tokenizer(self) -> Any:
-        """A Hugging Face tokenizer; None for a plain module."""
-
-    @property
-    def pooling(self) -> str | None:
-        """The base's own pooling, where it states one."""
-
-    @property
-    def max_length(self) -> int | None:
-        """The most tokens it reads, where it states them."""
-
-
-@runtime_checkable
-class CallSpec(Protocol):
-    """What a call reads of a signature."""
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """Columns that are the input."""
-
-    @property
-    def template(self) -> tuple[str, ...]:
-        """One template for each text; empty: each field is a text."""
-
-    @property
-    def max_length(self) -> int | None:
-        """Tokens kept of an input."""
-
-    @property
-    def pooling(self) -> str:
-        """A key of `POOLINGS`."""
-
-    @property
-    def normalise(self) -> bool:
-        """Whether pooled vectors are scaled to length 1."""
-
-    @property
-    def features(self) -> tuple[str, ...]:
-        """Parts of two encodings."""
-
-    @property
-    def array(self) -> ArrayInput | None:
-        """Preprocessing of arrays."""
-
-    @property
-    def head(self) -> str | None:
-        """Port of the head; None when the module itself gives the outputs."""
-
-    @property
-    def input(self) -> str | None:
-        """Port that embeds foreign inputs."""
-
-
-Ports = Mapping[str, nn.Module] | nn.ModuleDict
-"""Port name -> module."""
-
-
-def port_named(ports: Ports, name: str) -> nn.Module:
-    """Return the module at a port.
-
-    Raises:
-        DeltaError: there is none of this name.
-    """
-    if name not in ports:
-        raise DeltaError(f"the signature needs the port {name!r}{did_you_mean(name, ports.keys())}")
-    return ports[name]
+from graftwork.tasks._texts import texts_of, tokenize, tokens_of
+from graftwork.tasks._word_rows import encode_words, run_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +40,7 @@ class Call:
         texts: texts a row has; 0 for arrays.
         encode: (spec, base, table) -> all rows ready for batches.
         run: (spec, module, ports, inputs) -> features `(B, F)`, or the module's outputs without a
-            head.
+            head; of words and language `(B, L, F)`.
     """
 
     texts: int
@@ -121,112 +48,19 @@ class Call:
     run: Callable[[CallSpec, nn.Module, Ports, Mapping[str, Tensor]], Tensor]
 
 
-def template_fields(template: str) -> tuple[str, ...]:
-    """Return the columns that a template names, in order.
-
-    Raises:
-        InputError: the template is malformed, names no column, or holds more than `{column}`.
-
-    Example:
-        >>> template_fields("{title}. {body}")
-        ('title', 'body')
-    """
-    return tuple(name for _, name in _parse(template) if name is not None)
-
-
-def _parse(template: str) -> list[tuple[str, str | None]]:
-    try:
-        parts = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise InputError(f"template {template!r}: {error}; write '{{column}}'") from error
-    if any(spec or conversion for _, _, spec, conversion in parts):
-        raise InputError(f"template {template!r}: only '{{column}}' is known, no ':' or '!'")
-    pairs = [(text, name) for text, name, _, _ in parts]
-    if any(name == "" for _, name in pairs) or all(name is None for _, name in pairs):
-        raise InputError(f"template {template!r} names no column; write '{{column}}'")
-    return pairs
-
-
-def texts_of(spec: CallSpec, table: Table) -> list[list[str]]:
-    """Return the texts of all rows, one list for each template (or field).
-
-    Raises:
-        UnknownNameError: a column is not in the table.
-        InputError: a value is missing or is not text; names the row and the column.
-    """
-    columns = {name: _text_column(table, name) for name in spec.fields}
-    if not spec.template:
-        return [columns[name] for name in spec.fields]
-    out = []
-    for template in spec.template:
-        texts = [""] * len(table)
-        for literal, name in _parse(template):
-            values = columns[name] if name is not None else [""] * len(table)
-            texts = [text + literal + value for text, value in zip(texts, values, strict=True)]
-        out.append(texts)
-    return out
-
-
-def _text_column(table: Table, name: str) -> list[str]:
-    values = table[name]
-    if isinstance(values, list) and all(type(value) is str for value in values):
-        return values
-    return [_as_text(value, row, name, table) for row, value in enumerate(values)]
-
-
-def _as_text(value: Any, row: int, name: str, table: Table) -> str:
-    plain = value.item() if isinstance(value, np.generic) else value
-    missing = plain is None or (isinstance(plain, float) and plain != plain)
-    if missing or not isinstance(plain, str | int | float):
-        what = "is missing" if missing else f"is a {type(plain).__name__}, not text"
-        raise InputError(f"{table.where(row)}: column {name!r} {what}; fill or drop the row")
-    return str(plain)
-
-
-def _tokenize(base: TaskBase, spec: CallSpec, texts: list[str], pairs: list[str] | None) -> Any:
-    if base.tokenizer is None:
-        raise InputError(
-            "the base has no tokenizer, so it cannot read text; use the call 'array' with arrays "
-            "that the module takes, or load a base with a tokenizer"
-        )
-    return base.tokenizer(
-        texts,
-        pairs,
-        padding=False,
-        truncation=spec.max_length is not None,
-        max_length=spec.max_length,
-        return_attention_mask=False,
-    )
-
-
-def _tokens(base: TaskBase, encoding: Mapping[str, list[list[int]]], sides: int) -> Tokens:
-    sizes = np.asarray([len(ids) for ids in encoding["input_ids"]], dtype=np.int64)
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
-    flat = {
-        key: np.fromiter(itertools.chain.from_iterable(rows), np.int32, count=int(sizes.sum()))
-        for key, rows in encoding.items()
-        if key != "attention_mask"
-    }
-    pads = dict.fromkeys(flat, 0)
-    # Some causal models have no padding token; 0 will do, since the mask hides it.
-    pads["input_ids"] = getattr(base.tokenizer, "pad_token_id", None) or 0
-    shape = (sides, -1)
-    return Tokens(flat, starts.reshape(shape).T, sizes.reshape(shape).T, pads, sides > 1)
-
-
 def _encode_single(spec: CallSpec, base: TaskBase, table: Table) -> Encoded:
     (texts,) = texts_of(spec, table)
-    return _tokens(base, _tokenize(base, spec, texts, None), 1)
+    return tokens_of(base, tokenize(base, spec, texts, None), 1)
 
 
 def _encode_pair(spec: CallSpec, base: TaskBase, table: Table) -> Encoded:
     first, second = texts_of(spec, table)
-    return _tokens(base, _tokenize(base, spec, first, second), 1)
+    return tokens_of(base, tokenize(base, spec, first, second), 1)
 
 
 def _encode_two(spec: CallSpec, base: TaskBase, table: Table) -> Encoded:
     first, second = texts_of(spec, table)
-    return _tokens(base, _tokenize(base, spec, first + second, None), 2)
+    return tokens_of(base, tokenize(base, spec, first + second, None), 2)
 
 
 def _vectors(spec: CallSpec, output: Any, mask: Tensor | None) -> Tensor:
@@ -382,6 +216,8 @@ CALLS: dict[str, Call] = {
     "two_encodings": Call(2, _encode_two, _run_two),
     "array": Call(0, _encode_array, _run_array),
     "embedded": Call(0, _encode_array, _run_embedded),
+    "words": Call(1, encode_words, run_words),
+    "language": Call(1, encode_prompts, run_language),
 }
 """Call name -> how rows are encoded and the module is run:
 
@@ -390,5 +226,7 @@ CALLS: dict[str, Call] = {
 * "two_encodings": the same encoder reads both texts; the head sees parts of `FEATURES`;
 * "array": the module is called with one tensor: arrays, pictures, or columns of numbers;
 * "embedded": a port turns such a tensor into `(B, L, width)`, which the module reads in place of
-  the embeddings of its own tokens (`inputs_embeds`), every position of it.
+  the embeddings of its own tokens (`inputs_embeds`), every position of it;
+* "words": one row of words; the head sees every position (kind "tokens");
+* "language": one text; the module is a language model that gives logits (kind "text").
 """

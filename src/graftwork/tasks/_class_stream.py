@@ -12,7 +12,7 @@ from torch import Tensor
 
 from graftwork._batch import Batch
 from graftwork._errors import InputError
-from graftwork.tasks._calls import TaskBase
+from graftwork.tasks._call_spec import TaskBase
 from graftwork.tasks._encoded import Encoded
 from graftwork.tasks._pinned import permutation
 from graftwork.tasks._signature import Signature

@@ -10,9 +10,12 @@ from graftwork._errors import ConfigError, UnknownNameError
 from graftwork.nn import Activation
 from graftwork.tasks._comparisons import Phrases
 from graftwork.tasks._evaluator import DEFAULT_METRICS
+from graftwork.tasks._language_input import Form, Turns
 from graftwork.tasks._metrics import METRICS
 from graftwork.tasks._pooling import FEATURES, POOLINGS, check_features
 from graftwork.tasks._readers import Format
+from graftwork.tasks._sequence_metrics import SEQUENCE_METRICS
+from graftwork.tasks._signature import SEQUENCES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,8 @@ class TaskConfig:
     """One template for each text, e.g. "{title}. {body}"; empty: each input column is a text."""
 
     label: str = "label"
-    """Column of the label or value."""
+    """Column of the label or value; of words, their labels; of kind "text", the completion (without
+    a column of this name: "completion")."""
 
     label_columns: tuple[str, ...] = ()
     """Columns of several targets, of which a row may lack some; empty: the one named by `label`."""
@@ -74,9 +78,25 @@ class TaskConfig:
     drawn, e.g. two hypotheses about one premise. "comparisons" keeps its contrast pairs together:
     a random mask at 0.5 % then learns in 250 steps what it does not in 320 of rows drawn apart."""
 
-    kind: Literal["classification", "regression", "binary", "multilabel"] = "classification"
-    """Whether rows have one of several labels, one or more numbers, yes/no answers, or any number
-    of labels (a list, or a text parted by commas; blank: none)."""
+    kind: Literal["classification", "regression", "binary", "multilabel", "tokens", "text"] = (
+        "classification"
+    )
+    """Whether rows have one of several labels, one or more numbers, yes/no answers, any number
+    of labels (a list, or a text parted by commas; blank: none), one label a word ("tokens": a list,
+    or a text parted by white space or commas), or are text that a language model learns to write
+    ("text")."""
+
+    text_form: Form | None = None
+    """Kind "text": "completion" (a prompt, and what follows it, which alone is learnt), "text" (all
+    of it is learnt) or "messages" (a conversation of {role, content}; the assistant's turns are
+    learnt). None: by the columns, "messages", the one of `label`, or neither."""
+
+    turns: Turns = "all"
+    """Messages: whether all turns of the assistant are learnt, or the last one only. Some chat
+    templates write earlier turns otherwise once others follow: they need "last"."""
+
+    max_new_tokens: int = 64
+    """Kind "text": most tokens of an answer."""
 
     call: Literal["single", "pair", "two_encodings", "array"] | None = None
     """How the base is called (`CALLS`); None: "single" for one text, "two_encodings" for two,
@@ -98,7 +118,8 @@ class TaskConfig:
     """Tokens kept of an input; None: what the base reads."""
 
     head: bool = True
-    """Whether the delta adds a head; without, the module's own outputs are trained."""
+    """Whether the delta adds a head; without, the module's own outputs are trained. Kind "text" has
+    none: the base is loaded as a language model."""
 
     head_hidden: int = 64
     """Units of the head's hidden layer; 0: a linear head, which learns much more slowly on two
@@ -112,8 +133,9 @@ class TaskConfig:
 
     metrics: tuple[str, ...] = ()
     """Keys of `METRICS`; the first decides which model is best. Empty: accuracy and loss; pearson,
-    spearman and loss; roc_auc, average_precision and loss; or, of several labels, f1 (its mean over
-    the labels), average_precision and loss."""
+    spearman and loss; roc_auc, average_precision and loss; of several labels, f1 (its mean over the
+    labels), average_precision and loss; of words, entity_f1 (f1_macro where labels are not O,
+    B-type and I-type), accuracy and loss; of text, loss, perplexity and accuracy."""
 
     max_rows: int | None = None
     """Most rows to learn from, drawn by the seed; None: all (20,000 of "comparisons")."""
@@ -140,11 +162,14 @@ class TaskConfig:
     """Arrays and pictures: divided by, after `mean` is subtracted."""
 
     def __post_init__(self) -> None:
+        known = SEQUENCE_METRICS if self.kind in SEQUENCES else METRICS
         for name in self.metrics:
-            if name not in METRICS:
-                raise UnknownNameError("metric", name, METRICS)
-        if self.kind not in DEFAULT_METRICS:
-            raise UnknownNameError("kind", self.kind, DEFAULT_METRICS)
+            if name not in known:
+                raise UnknownNameError("metric", name, known)
+        kinds = (*DEFAULT_METRICS, *SEQUENCES)
+        if self.kind not in kinds:
+            raise UnknownNameError("kind", self.kind, kinds)
+        self._check_sequence()
         if self.kind in ("classification", "multilabel") and len(self.label_columns) > 1:
             raise ConfigError(
                 f"label_columns {self.label_columns}: {self.kind} has one target; use kind "
@@ -160,11 +185,33 @@ class TaskConfig:
             ("eval_rows", self.eval_rows, 1),
             ("max_length", self.max_length, 1),
             ("head_hidden", self.head_hidden, 0),
+            ("max_new_tokens", self.max_new_tokens, 1),
         ):
             if value is not None and value < least:
                 raise ConfigError(f"{name} {value} must be {least} or more")
 
+    def _check_sequence(self) -> None:
+        """Refuse what rows of words or of text cannot have."""
+        if self.kind not in SEQUENCES:
+            if self.text_form is not None:
+                raise ConfigError(f"text_form goes with kind 'text', not {self.kind!r}")
+            return
+        wrong = {
+            "call": self.call is not None,
+            "label_columns": len(self.label_columns) > 1,
+            "normalise": self.normalise,
+            "pooling": self.pooling is not None,
+            "template": bool(self.template) and self.kind == "tokens",
+            "labels": bool(self.labels) and self.kind == "text",
+        }
+        for name, given in wrong.items():
+            if given:
+                value = getattr(self, name)
+                raise ConfigError(f"{name} {value!r} does not go with kind {self.kind!r}; leave it")
+
     @property
     def targets(self) -> tuple[str, ...]:
-        """Columns of the targets, one or several."""
+        """Columns of the targets: one or several, or none for text without a completion."""
+        if self.kind == "text" and self.text_form != "completion":
+            return ()
         return self.label_columns or (self.label,)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from graftwork._errors import InputError
-from graftwork.tasks._calls import TaskBase
+from graftwork.tasks._call_spec import TaskBase
 from graftwork.tasks._config import TaskConfig
 from graftwork.tasks._signature import Signature
 from graftwork.tasks._table import Table

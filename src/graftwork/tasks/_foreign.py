@@ -14,7 +14,7 @@ from torch import Tensor
 from graftwork._errors import ConfigError, InputError, UnsupportedError
 from graftwork.nn import patch_of
 from graftwork.objectives import OBJECTIVES
-from graftwork.tasks._calls import TaskBase
+from graftwork.tasks._call_spec import TaskBase
 from graftwork.tasks._categories import is_number, names_of
 from graftwork.tasks._class_stream import ClassStream
 from graftwork.tasks._config import TaskConfig

@@ -14,7 +14,7 @@ from torch import Tensor
 from graftwork._errors import InputError, UnknownNameError, UnsupportedError
 from graftwork.objectives import OBJECTIVES
 from graftwork.tasks._array_readers import PICTURE_SUFFIXES
-from graftwork.tasks._calls import TaskBase, template_fields
+from graftwork.tasks._call_spec import TaskBase
 from graftwork.tasks._comparisons import (
     COMPARISON_LABELS,
     COMPARISON_SPLITS,
@@ -23,10 +23,11 @@ from graftwork.tasks._comparisons import (
 )
 from graftwork.tasks._config import TaskConfig
 from graftwork.tasks._encoded import ArrayInput
-from graftwork.tasks._evaluator import Evaluator
 from graftwork.tasks._faults import cannot_call, check_rest
 from graftwork.tasks._readers import read
-from graftwork.tasks._signature import Signature
+from graftwork.tasks._sequence_evaluator import scorer_for
+from graftwork.tasks._sequence_task import check_language_model, sequence_signature, with_form
+from graftwork.tasks._signature import SEQUENCES, Signature
 from graftwork.tasks._stream import TableStream, shard
 from graftwork.tasks._table import Table
 from graftwork.tasks._targets import (
@@ -38,6 +39,8 @@ from graftwork.tasks._targets import (
     spread_of,
 )
 from graftwork.tasks._task import PortSpec, Task
+from graftwork.tasks._texts import template_fields
+from graftwork.tasks._word_labels import word_labels_of
 
 TRAIN_ROWS, EVAL_ROWS = 20_000, 1_200
 """Rows of "comparisons" where none are stated."""
@@ -50,9 +53,15 @@ OBJECTIVE_OF = {
     "regression": "squared_error",
     "binary": "binary_cross_entropy",
     "multilabel": "binary_cross_entropy",
+    "tokens": "token_cross_entropy",
+    "text": "token_cross_entropy",
 }
 
-LABELS_OF = {"classification": labels_of, "multilabel": labels_within}
+LABELS_OF = {
+    "classification": labels_of,
+    "multilabel": labels_within,
+    "tokens": word_labels_of,
+}
 """Kind -> the labels that a column holds; other kinds have none to be found."""
 
 
@@ -123,6 +132,9 @@ def task_from_tables(
     config = config or TaskConfig()
     if "train" not in tables:
         raise UnknownNameError("table", "train", tables)
+    config = with_form(tables["train"], config)
+    if input is not None and config.kind in SEQUENCES:
+        raise InputError(f"kind {config.kind!r} reads words or text, so it has no input port")
     for table in tables.values():
         for name in config.targets:
             # A stream may lack targets (pre-training); these objectives may not.
@@ -147,7 +159,7 @@ def task_from_tables(
     return Task(
         signature=signature,
         streams=streams,
-        evaluator=Evaluator(signature, config.metrics),
+        evaluator=scorer_for(signature, config.metrics),
         objectives={"task": OBJECTIVES[OBJECTIVE_OF[signature.kind]]},
         ports=_ports(base, signature, config, tables["train"], input),
     )
@@ -172,7 +184,8 @@ def read_tables(config: TaskConfig, seed: int) -> tuple[TaskConfig, dict[str, Ta
             # Of all rows, since a rare label may fall into one part only.
             config = replace(config, labels=LABELS_OF[config.kind](whole, config.targets[0]))
         train, held = whole.split(config.eval_share, seed=0)
-        check_rest(whole, train, config)
+        if config.kind not in SEQUENCES:
+            check_rest(whole, train, config)
     return config, {
         "train": train.sample(config.max_rows, seed),
         "eval": held.sample(config.eval_rows, 0),
@@ -225,6 +238,8 @@ def signature_for(
         InputError: the data are wrong.
         UnknownNameError: a column does not exist.
     """
+    if config.kind in SEQUENCES:
+        return sequence_signature(base, train, config)
     if embedded and config.call not in (None, "array"):
         raise InputError(f"an input port reads arrays, so the call cannot be {config.call!r}")
     fields = _fields(train, config)
@@ -337,6 +352,9 @@ def _ports(
 ) -> dict[str, PortSpec]:
     ports = {} if input is None else {INPUT_PORT: input}
     width = _width(base, signature, train, ports)
+    if signature.kind == "text":
+        check_language_model(base, signature, train)
+        return ports
     if signature.head is None:
         if width != signature.outputs:
             raise InputError(
@@ -369,9 +387,9 @@ def _width(
             features = signature.features_of(base.model, ports, inputs)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise UnsupportedError(cannot_call(base, signature, train, inputs, error)) from error
-    if features.dim() != 2:
+    if features.dim() != (3 if signature.kind in SEQUENCES else 2):
         raise UnsupportedError(
             f"the base gave {tuple(features.shape)} for one row; (1, features) is needed: choose "
             "a pooling"
         )
-    return int(features.shape[1])
+    return int(features.shape[-1])

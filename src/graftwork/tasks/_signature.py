@@ -10,16 +10,30 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from graftwork._errors import DeltaError, InputError, UnknownNameError
-from graftwork.tasks._calls import CALLS, Ports, TaskBase, port_named, template_fields
+from graftwork._errors import DeltaError, InputError, UnknownNameError, UnsupportedError
+from graftwork.tasks._call_spec import Ports, TaskBase, port_named
+from graftwork.tasks._calls import CALLS
 from graftwork.tasks._encoded import ArrayInput, Encoded
+from graftwork.tasks._language_input import LanguageInput
 from graftwork.tasks._pooling import FEATURES, POOLINGS, check_features
-from graftwork.tasks._signature_json import VERSION, checked_array, checked_signature, plain
+from graftwork.tasks._signature_json import (
+    VERSION,
+    checked_array,
+    checked_language,
+    checked_signature,
+    plain,
+    written,
+)
 from graftwork.tasks._table import Table
+from graftwork.tasks._texts import template_fields
 
-Kind = Literal["classification", "regression", "binary", "multilabel", "vector"]
+Kind = Literal["classification", "regression", "binary", "multilabel", "vector", "tokens", "text"]
 """What the outputs mean: logits of one label, values, logits of yes/no for each target, logits of
-yes/no for each label, or numbers as they are."""
+yes/no for each label, numbers as they are, logits of one label for each word, or logits of the next
+token."""
+
+SEQUENCES: Mapping[str, str] = {"tokens": "words", "text": "language"}
+"""Kinds whose outputs go position by position, `(B, L, outputs)` -> their call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +48,9 @@ class Prediction:
         values: regression: target -> predicted number, in the units of the data.
         vector: kind "vector": the outputs as they are.
         labels: multilabel: the labels that are more probable than not, in the signature's order.
+            Tokens: the label of each word; None for a word of which the base reads nothing, since
+            the row was cut at `max_length`.
+        text: kind "text": the answer, without the token that ends it.
     """
 
     label: str | None = None
@@ -41,7 +58,8 @@ class Prediction:
     value: float | None = None
     values: Mapping[str, float] | None = None
     vector: tuple[float, ...] | None = None
-    labels: tuple[str, ...] | None = None
+    labels: tuple[str | None, ...] | None = None
+    text: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,15 +69,16 @@ class Signature:
     Attributes:
         kind: "classification" (outputs are logits `(B, labels)`), "regression" (values `(B, T)` of
             T targets), "binary" (logits `(B, T)` of T yes/no targets), "multilabel" (logits
-            `(B, labels)`, of which a row may have any number) or "vector" (`(B, n)` as they are,
-            such as a policy's actions).
+            `(B, labels)`, of which a row may have any number), "vector" (`(B, n)` as they are,
+            such as a policy's actions), "tokens" (logits `(B, L, labels)`; the label of a word is
+            that at its first token) or "text" (logits `(B, L, vocabulary)` of the next token).
         call: key of `CALLS`.
         fields: columns that are the input, in order.
         targets: columns that hold the label or values; only training and evaluation read them.
             Classification and multilabel have one; of several, each row may lack some (None, NaN,
-            blank).
-        labels: classification and multilabel: labels in the order of the outputs. Binary: the
-            words for no and yes; empty: 0 and 1, false and true, or no and yes. Else empty.
+            blank). Text has the column of completions, or none.
+        labels: classification, multilabel and tokens: labels in the order of the outputs. Binary:
+            the words for no and yes; empty: 0 and 1, false and true, or no and yes. Else empty.
         template: one template with `{column}` fields for each text; empty: a field is a text.
         max_length: tokens kept of an input (the longer text of a pair is cut first); None: all.
         pooling: key of `POOLINGS`, from positions to one vector.
@@ -70,6 +89,7 @@ class Signature:
         target_mean: regression: value of each target that an output of 0 stands for; empty: 0.
         target_std: regression: value of each target that an output of 1 adds; empty: 1.
         input: port that embeds foreign inputs; only for the call "embedded".
+        language: what is learnt of a text and how it ends; only for the call "language".
 
     Raises:
         InputError: fields that do not go together; names the field.
@@ -99,6 +119,7 @@ class Signature:
     target_mean: tuple[float, ...] = ()
     target_std: tuple[float, ...] = ()
     input: str | None = None
+    language: LanguageInput | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -112,6 +133,7 @@ class Signature:
             object.__setattr__(self, "target_mean", self.target_mean or (0.0,) * count)
             object.__setattr__(self, "target_std", self.target_std or (1.0,) * count)
         self._check_inputs()
+        self._check_sequence()
         self._check_targets()
         self._check_labels()
 
@@ -145,6 +167,34 @@ class Signature:
         if self.max_length is not None and self.max_length < 1:
             raise InputError(f"max_length {self.max_length} must be 1 or more")
 
+    def _check_sequence(self) -> None:
+        wanted = SEQUENCES.get(self.kind)
+        if wanted != (self.call if self.call in SEQUENCES.values() else None):
+            pairs = ", ".join(f"{kind!r} with {call!r}" for kind, call in SEQUENCES.items())
+            raise InputError(
+                f"kind {self.kind!r} does not go with the call {self.call!r}; these go together, "
+                f"and only so: {pairs}"
+            )
+        if (self.language is None) == (self.call == "language"):
+            raise InputError("`language` goes with the call 'language', and only so")
+        if wanted is not None and self.normalise:
+            raise InputError(
+                f"kind {self.kind!r} has no pooled vector that `normalise` could scale"
+            )
+        if self.call == "words" and self.template:
+            raise InputError("the call 'words' reads a column of words, not a template")
+        if self.language is None:
+            return
+        if self.head is not None:
+            raise InputError("kind 'text' has no head: the base gives the logits; set head to None")
+        if self.language.form == "messages" and self.template:
+            raise InputError("messages are written by the base's chat template, not by a template")
+        if (self.language.form == "completion") != bool(self.targets):
+            raise InputError(
+                f"text of the form {self.language.form!r} with the targets {self.targets}: the "
+                "form 'completion', and only it, has one target, the column of completions"
+            )
+
     def _check_targets(self) -> None:
         targets = self.targets
         least, most = _TARGETS[self.kind]
@@ -166,19 +216,19 @@ class Signature:
     def _check_labels(self) -> None:
         labels = self.labels
         different = len(set(labels)) == len(labels)
-        if self.kind == "classification" and (not different or len(labels) < 2):
+        if self.kind in ("classification", "tokens") and (not different or len(labels) < 2):
             raise InputError(f"labels {labels} must be 2 or more different names")
         if self.kind == "binary" and labels and (not different or len(labels) != 2):
             raise InputError(f"labels {labels} of yes/no targets must be the words for no and yes")
         if self.kind == "multilabel" and (not different or not labels):
             raise InputError(f"labels {labels} must be 1 or more different names")
-        if self.kind in ("regression", "vector") and labels:
+        if self.kind in ("regression", "vector", "text") and labels:
             raise InputError(f"{self.kind} has no labels, but {labels} are given")
 
     @property
     def outputs(self) -> int | None:
-        """Outputs a row: labels, or targets; None for vectors, whose width the module decides."""
-        if self.kind == "vector":
+        """Outputs a row or position: labels, or targets; None where the module decides."""
+        if self.kind in ("vector", "text"):
             return None
         return len(self.labels) if self.kind in _LABELLED else len(self.targets)
 
@@ -248,7 +298,13 @@ class Signature:
 
         Raises:
             DeltaError: the outputs have another width.
+            UnsupportedError: the kind's outputs go position by position: `predict` reads them.
         """
+        if self.kind in SEQUENCES:
+            raise UnsupportedError(
+                f"outputs of kind {self.kind!r} go position by position and are no row's answer by "
+                "themselves; use graftwork.tasks.predict"
+            )
         if outputs.dim() != 2 or outputs.shape[1] != (self.outputs or outputs.shape[1]):
             raise DeltaError(
                 f"outputs of shape {tuple(outputs.shape)} do not fit {self.kind} with "
@@ -258,7 +314,7 @@ class Signature:
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values: strings, numbers, lists, mappings and None only."""
-        return {"version": VERSION, **plain(asdict(self))}
+        return {"version": VERSION, **plain(written(asdict(self)))}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Signature:
@@ -271,6 +327,8 @@ class Signature:
         try:
             if values["array"] is not None:
                 values["array"] = ArrayInput(**checked_array(values["array"]))
+            if values["language"] is not None:
+                values["language"] = LanguageInput(**checked_language(values["language"]))
             return cls(**values)
         except InputError as error:
             raise DeltaError(f"the delta's signature: {error}") from error
@@ -282,10 +340,12 @@ _TARGETS: dict[Kind, tuple[float, float]] = {
     "binary": (1, math.inf),
     "multilabel": (1, 1),
     "vector": (0, 0),
+    "tokens": (1, 1),
+    "text": (0, 1),
 }
 """Kind -> fewest and most targets."""
 
-_LABELLED: tuple[Kind, ...] = ("classification", "multilabel")
+_LABELLED: tuple[Kind, ...] = ("classification", "multilabel", "tokens")
 """Kinds with an output for each label."""
 
 
@@ -328,7 +388,7 @@ def _vectors(signature: Signature, outputs: Tensor) -> list[Prediction]:
     return [Prediction(vector=tuple(row)) for row in outputs.tolist()]
 
 
-_DECODERS: dict[Kind, Callable[[Signature, Tensor], list[Prediction]]] = {
+_DECODERS: dict[str, Callable[[Signature, Tensor], list[Prediction]]] = {
     "classification": _labels,
     "regression": _values,
     "binary": _yes_or_no,

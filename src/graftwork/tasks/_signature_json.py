@@ -1,6 +1,8 @@
 """A signature's JSON: strict checks of every key, and older versions made into the newest.
 
-Version 1 had one target, whose mean and spread were numbers, and no input port.
+Version 1 had one target, whose mean and spread were numbers, and no input port. The key "language"
+is written only where there is one, so that files of all other kinds stay as they were, and readers
+from before it refuse only what they cannot use.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ def checked_signature(data: Mapping[str, Any]) -> dict[str, Any]:
             f"signature version {version!r} is not one of 1 to {VERSION}; a newer graftwork may "
             "read it"
         )
-    values = _checked(data, _KEYS_1 if version == 1 else _KEYS_2, "signature")
+    filled = dict(data) if version == 1 else {"language": None, **data}
+    values = _checked(filled, _KEYS_1 if version == 1 else _KEYS_2, "signature")
     del values["version"]
     return _upgraded(values) if version == 1 else values
 
@@ -44,6 +47,20 @@ def checked_array(data: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "categories": tuple(tuple(names) for names in values["categories"])}
 
 
+def checked_language(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a `LanguageInput`.
+
+    Raises:
+        DeltaError: a key is unknown, missing or ill-typed.
+    """
+    return _checked(data, _LANGUAGE_KEYS, "language")
+
+
+def written(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a signature that go into its JSON."""
+    return {k: v for k, v in values.items() if k != "language" or v is not None}
+
+
 def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of version 1 as those of version 2."""
     if values["kind"] not in ("classification", "regression"):
@@ -57,6 +74,7 @@ def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
         "target_mean": (mean,) if spread else (),
         "target_std": (std,) if spread else (),
         "input": None,
+        "language": None,
     }
 
 
@@ -111,9 +129,10 @@ _KEYS_2: dict[str, Check] = {
     "target_mean": ("a list of finite numbers", _list_of(_is_number)),
     "target_std": ("a list of finite numbers", _list_of(_is_number)),
     "input": ("a string or null", _or_none(_is_text)),
+    "language": ("a mapping or null", _or_none(lambda value: isinstance(value, Mapping))),
 }
 _KEYS_1: dict[str, Check] = {
-    **{k: v for k, v in _KEYS_2.items() if k not in ("targets", "input")},
+    **{k: v for k, v in _KEYS_2.items() if k not in ("targets", "input", "language")},
     "target": _TEXT,
     "target_mean": _NUMBER,
     "target_std": _NUMBER,
@@ -126,6 +145,14 @@ _ARRAY_KEYS: dict[str, Check] = {
     "std": ("a list of numbers", _list_of(_is_number)),
     "picture": _TEXT,
     "categories": ("a list of lists of strings", _list_of(_list_of(_is_text))),
+}
+
+
+_LANGUAGE_KEYS: dict[str, Check] = {
+    "form": _TEXT,
+    "end": _TEXT,
+    "turns": _TEXT,
+    "max_new_tokens": ("an integer", _is_int),
 }
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from graftwork._errors import InputError, UnsupportedError
-from graftwork.tasks._calls import TaskBase
+from graftwork.tasks._call_spec import TaskBase
 from graftwork.tasks._pinned import words
 from graftwork.tasks._pseudo_labels import pseudo_labels
 

@@ -14,12 +14,14 @@ from torch import Tensor
 
 from graftwork._batch import Batch
 from graftwork._errors import InputError, UnsupportedError
-from graftwork.tasks._calls import TaskBase
+from graftwork.tasks._call_spec import TaskBase
 from graftwork.tasks._encoded import Encoded
+from graftwork.tasks._learn import encode_rows
 from graftwork.tasks._pinned import permutation
+from graftwork.tasks._sequences import Ragged
 from graftwork.tasks._signature import Signature
 from graftwork.tasks._table import Table
-from graftwork.tasks._targets import encode_targets, label_column
+from graftwork.tasks._targets import label_column
 
 
 @runtime_checkable
@@ -105,16 +107,18 @@ class TableStream:
     digest: str = field(init=False)
     groups: tuple[str, ...] | None = field(init=False, default=None)
     """Group of each row, where a group column is named."""
+    cut: int = field(init=False)
+    """Words or tokens left out of rows that are longer than the signature's `max_length`."""
     _encoded: Encoded = field(init=False, repr=False)
-    _targets: Tensor | None = field(init=False, repr=False)
+    _targets: Tensor | Ragged | None = field(init=False, repr=False)
     _index: int = field(init=False, default=0)
     _orders: dict[int, NDArray[np.int64]] = field(init=False, default_factory=dict, repr=False)
     _blocks: NDArray[np.int64] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.shard(self.rank, self.world)
-        self._encoded = self.signature.encode_table(self.base, self.table)
-        self._targets = encode_targets(self.table, self.signature)
+        rows = encode_rows(self.signature, self.base, self.table)
+        self._encoded, self._targets, self.cut = rows.encoded, rows.targets, rows.cut
         self.digest = self.table.digest
         self._blocks = _blocks(self.table, self.together)
         if self.group is not None:

@@ -68,10 +68,11 @@ def labels_of(table: Table, column: str) -> tuple[str, ...]:
             f"{table.source}: all {len(table)} rows have the one label {labels.pop()!r} in column "
             f"{column!r}; a classifier needs 2 or more"
         )
-    return _sorted(labels)
+    return sorted_labels(labels)
 
 
-def _sorted(labels: set[str]) -> tuple[str, ...]:
+def sorted_labels(labels: set[str]) -> tuple[str, ...]:
+    """Return labels sorted: as numbers where all are, else as text."""
     try:
         return tuple(sorted(labels, key=float))
     except ValueError:
@@ -253,7 +254,7 @@ def labels_within(table: Table, column: str) -> tuple[str, ...]:
     labels = {label for row in label_sets(table, column) for label in row}
     if not labels:
         raise InputError(f"{table.source}: no row has a label in column {column!r}")
-    return _sorted(labels)
+    return sorted_labels(labels)
 
 
 def check_label_sets(table: Table, column: str, labels: tuple[str, ...]) -> tuple[str, ...]:

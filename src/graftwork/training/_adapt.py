@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from graftwork.bases import Base, load
+from graftwork._errors import ConfigError
+from graftwork.bases import Base, load, load_language_model
 from graftwork.deltas import content_hash
 from graftwork.tasks import TableStream, Task, make_task
 from graftwork.training._adaptation import Adaptation
@@ -69,6 +70,7 @@ def _prepare(config: RunConfig, base: Base, task: Task) -> Prepared[DeltaOutcome
         base, task, config.tuner, targets=config.targets, exclude=config.exclude, seed=config.seed
     )
     notes = [_left_out(adaptation)] if adaptation.unreached else []
+    notes += _cut(adaptation, task)
     if config.continue_from is not None:
         anew = continue_from(adaptation, load_delta(config.continue_from))
         notes += [_note(adaptation, f"the delta has no such port: {n} starts anew") for n in anew]
@@ -117,14 +119,29 @@ def _conclude(
 
 
 def load_base(config: RunConfig) -> Base:
-    """Return the base of a run."""
+    """Return the base of a run: for a task of text, a language model with its head.
+
+    Raises:
+        ConfigError: a pooling for a language model.
+    """
     options = config.base_options
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = None if options.dtype is None else getattr(torch, options.dtype)
+    if config.task.kind == "text":
+        if options.pooling is not None:
+            raise ConfigError(f"pooling {options.pooling!r}: a language model has none; leave it")
+        return load_language_model(
+            config.base,
+            dtype=dtype,
+            device=device,
+            max_length=options.max_length,
+            quantise=options.quantise,
+        )
     return load(
         config.base,
-        dtype=None if options.dtype is None else getattr(torch, options.dtype),
+        dtype=dtype,
         device=device,
         pooling=options.pooling,
         max_length=options.max_length,
@@ -175,6 +192,20 @@ def _left_out(adaptation: Adaptation) -> dict[str, Any]:
     more = len(adaptation.unreached) - 3
     note = f"left out, as the loss does not reach them: {names}"
     return _note(adaptation, note + (f" and {more} more" if more > 0 else ""))
+
+
+def _cut(adaptation: Adaptation, task: Task) -> list[dict[str, Any]]:
+    """Return a note for each stream that lost the end of its longest rows."""
+    what = "words" if adaptation.signature.kind == "tokens" else "tokens"
+    return [
+        _note(
+            adaptation,
+            f"stream {name!r}: {stream.cut} {what} lie beyond max_length "
+            f"{adaptation.signature.max_length} and are left out",
+        )
+        for name, stream in task.streams.items()
+        if isinstance(stream, TableStream) and stream.cut
+    ]
 
 
 def _note(adaptation: Adaptation, text: str) -> dict[str, Any]:

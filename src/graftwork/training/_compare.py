@@ -16,7 +16,7 @@ import torch
 from graftwork._errors import ConfigError, StorageError, UnknownNameError
 from graftwork.bases import Base
 from graftwork.deltas import held_by
-from graftwork.tasks import Evaluator, Table, TableStream, Task, make_task
+from graftwork.tasks import Evaluator, SequenceEvaluator, Table, TableStream, Task, make_task
 from graftwork.training._adapt import adapt, load_base
 from graftwork.training._adaptation import Adaptation
 from graftwork.training._budget import Fit, fit_tuner
@@ -120,7 +120,7 @@ def compare(
     fits = bench.fits()
     results = bench.results(fits)
     first = bench.tasks["search"]
-    assert isinstance(first.evaluator, Evaluator)
+    assert isinstance(first.evaluator, Evaluator | SequenceEvaluator)
     document = {
         "folder": str(folder),
         "metric": first.evaluator.main,
@@ -283,13 +283,13 @@ class _Bench:
     @property
     def _metric(self) -> str:
         evaluator = self.tasks["search"].evaluator
-        assert isinstance(evaluator, Evaluator)
+        assert isinstance(evaluator, Evaluator | SequenceEvaluator)
         return evaluator.main
 
     @property
     def _direction(self) -> str:
         evaluator = self.tasks["search"].evaluator
-        assert isinstance(evaluator, Evaluator)
+        assert isinstance(evaluator, Evaluator | SequenceEvaluator)
         return evaluator.direction
 
     def _main(self, result: RunResult[DeltaOutcome]) -> float:

@@ -127,14 +127,23 @@ def _groups(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
     return groups
 
 
+def _example(field: str, form: str | None) -> Any:
+    text = field.upper()
+    return [{"role": "user", "content": text}] if form == "messages" else text
+
+
 def _commands(folder: Path, file: str, base: str, ledger: Inspection) -> list[tuple[str, str]]:
     fields = [str(name) for name in ledger.signature.get("fields", ())]
     texts = " ".join(f'"{name.upper()}"' for name in fields)
-    record = json.dumps({name: name.upper() for name in fields})
+    language = ledger.signature.get("language") or {}
+    record = json.dumps({name: _example(name, language.get("form")) for name in fields})
     place = shlex.quote(str(folder))
+    load = "load_language_model" if language else "load_base"
+    names = "load_delta, predict" if language else "load_base, load_delta, predict"
+    also = "from graftwork.bases import load_language_model\n" if language else ""
     python = (
-        "from graftwork import load_base, load_delta, predict\n\n"
-        f"base = load_base({base!r})\n"
+        f"from graftwork import {names}\n{also}\n"
+        f"base = {load}({base!r})\n"
         f"delta = load_delta({str(folder / file)!r})\n"
         f"predict(base, delta, [{record}])"
     )
