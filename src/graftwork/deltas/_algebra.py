@@ -31,6 +31,7 @@ from torch import Tensor
 from graftwork._errors import DeltaError, FingerprintError
 from graftwork.deltas._delta import Delta, Fingerprint
 from graftwork.deltas._file import content_hash
+from graftwork.deltas._int8 import QUANTISE
 from graftwork.deltas._quantise import quantise, stored_name
 from graftwork.deltas._same import same_port
 from graftwork.deltas._terms import LowRank, Port, Sparse, Stored, Update, values_of
@@ -232,6 +233,13 @@ def join_fingerprints(prints: list[Fingerprint]) -> Fingerprint:
     """
     tensors = dict(prints[0].tensors)
     processing = dict(prints[0].processing)
+    # a base in 8 bits has the prints of the floating one where neither touches a weight
+    bits = {f.processing.get(QUANTISE, "no") for f in prints if not f.asserted}
+    if len(bits) > 1:
+        raise FingerprintError(
+            f"the deltas were made for different bases: {QUANTISE!r} is "
+            f"{' and '.join(sorted(bits))}; move one to the base of the other by rebase"
+        )
     for fingerprint in prints[1:]:
         for name, tensor_print in fingerprint.tensors.items():
             if tensors.setdefault(name, tensor_print) != tensor_print:

@@ -8,7 +8,7 @@ from typing import Any
 
 from graftwork._errors import DeltaFileError
 from graftwork.bases import Base
-from graftwork.deltas import Delta, Fingerprint, Port, Update, fingerprint_of
+from graftwork.deltas import QUANTISE, Delta, Fingerprint, Port, Update, fingerprint_of
 from graftwork.formats._foreign import sha256_of
 
 
@@ -30,7 +30,7 @@ def stamped(
     """
     if not updates and not ports:
         raise DeltaFileError("the adapter changes nothing: all of its tensors are the base's own")
-    processing = {k: v for k, v in base.processing.items() if k == "tokenizer"}
+    processing = {k: v for k, v in base.processing.items() if k in ("tokenizer", QUANTISE)}
     prints = fingerprint_of(base, updates, ports).tensors
     fingerprint = Fingerprint(prints, processing, asserted=True)
     return Delta(
