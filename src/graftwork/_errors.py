@@ -12,6 +12,7 @@
     ├── UnusedTensorError          a planned tensor that the forward did not consume (law 7)
     ├── TrainingError              training cannot go on (NaN loss, no gradient); names the step
     ├── StorageError               a folder is occupied or a disk is full; nothing half-written
+    ├── CapacityError              a budget of memory does not suffice, or what it holds is in use
     └── MissingDependencyError     an optional package is absent; prints the install line
 
 Inner code raises the precise cause; public functions add task, tensor, shapes and the fix.
@@ -73,6 +74,10 @@ class TrainingError(GraftworkError):
 
 class StorageError(GraftworkError):
     """A folder is occupied or a disk is full."""
+
+
+class CapacityError(GraftworkError):
+    """A budget of memory does not suffice, or what it holds is in use."""
 
 
 class MissingDependencyError(GraftworkError):

@@ -2,6 +2,7 @@
 
 from graftwork._errors import (
     BaseError,
+    CapacityError,
     ConfigError,
     DeltaError,
     DeltaFileError,
@@ -18,6 +19,7 @@ from graftwork._errors import (
 
 __all__ = [
     "BaseError",
+    "CapacityError",
     "ConfigError",
     "DeltaError",
     "DeltaFileError",
