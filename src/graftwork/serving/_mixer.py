@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,7 @@ from graftwork.serving._apart import views_of
 from graftwork.serving._cache import Recent
 from graftwork.serving._groups import Group, owners
 from graftwork.serving._layout import LayoutError
-from graftwork.serving._plan import Plan, form_of, spans_of, stretches
+from graftwork.serving._plan import Plan, filled, form_of, spans_of, stretches
 from graftwork.serving._prepared import Prepared, Supports, prepare
 from graftwork.serving._probe import Call, Called, inputs_of, probe
 from graftwork.serving._report import Report, check_consumed, fill, narrowed
@@ -57,6 +58,10 @@ class MixerConfig:
     used last stays. At 0.5 % of a base of 85 million weights a delta takes 3.4 MB."""
     stacked_bytes: int = 1 << 30
     """For the stacks of sets of deltas that run together (12 bytes a sparse value)."""
+    compile: str | None = None
+    """Backend of `torch.compile` by which the base runs, such as "inductor"; None: as it is. Rows
+    are then filled up to a power of two, so that batches of other sizes seldom compile anew; other
+    deltas never do. One run at a time; what runs once for each group is not compiled."""
 
     def __post_init__(self) -> None:
         for name in ("written_bytes", "stacked_bytes"):
@@ -102,8 +107,9 @@ class Mixer:
         self._deltas: dict[str, Prepared] = {}
         self._supports = Supports()
         self._lock = threading.Lock()
+        self._alone = threading.Lock()
         self._twins: dict[int, list[Twin]] = {}
-        self._ways: dict[Any, Way] = {}
+        self._ways: dict[Any, list[Way]] = {}
         self._tried: dict[Any, Mapping[str, Called]] = {}
         self._written: Recent[Matrix] = Recent(self.config.written_bytes, _matrix_bytes)
         self._stacks: Recent[Mapping[str, Any]] = Recent(self.config.stacked_bytes, _terms_bytes)
@@ -259,18 +265,25 @@ class Mixer:
         touched = owners(self.base.names, groups)
         places = dict.fromkeys(p for group in groups for p in mounted_ports(group))
         kind = (getattr(call, "__code__", call), form_of(batch))
-        key = (kind, frozenset(touched), frozenset(places))
+        compiled = self.config.compile is not None
         with self._lock:
-            if key in self._ways:
-                return self._ways[key]
+            for way in self._ways.get(kind, ()):
+                if way.serves(touched, places, roomy=compiled):
+                    return way
             tried = self._tried.get(kind)
+            held = tuple(self._deltas.values())
         if tried is None:
             ports = self._ports_of(groups[0])
             tried = probe(shared_copy(self.base.model).eval(), ports, batch, call)
+        if compiled:
+            # for all deltas at once, so that other ones do not compile anew
+            every = [Group((), tuple((delta, 1.0) for delta in held))]
+            touched = owners(self.base.names, [*groups, *every])
         way = make_way(self.base, touched, places, tried)
         with self._lock:
             self._tried[kind] = tried
-            return self._ways.setdefault(key, way)
+            self._ways.setdefault(kind, []).append(way)
+        return way
 
     def _ports_of(self, group: Group) -> nn.ModuleDict:
         """Return the ports of a group that calls run."""
@@ -294,31 +307,40 @@ class Mixer:
         call: Call,
         report: Report,
     ) -> list[Tensor]:
+        wanted = len(batch)
+        if self.config.compile is not None:
+            batch, sizes = filled(batch, sizes)
         key = (tuple(group.key for group in groups), id(way))
         terms = self._stacks.get(key, lambda: self._terms(way, groups))
         run = Run(groups, spans_of(sizes, batch), terms)
+        alone = self._alone if self.config.compile else nullcontext()
+        with alone:
+            outputs = self._once(way, run, batch, call)
+        check_consumed(way, groups, run, self.base.names)
+        fill(report, way, run)
+        return outputs[:wanted]
+
+    def _once(self, way: Way, run: Run, batch: Batch, call: Call) -> list[Tensor]:
+        groups = run.groups
         twin = self._borrow(way)
         hooks = self._follow(way, groups, run, twin)
         try:
             twin.enter(run)
             with torch.no_grad():
-                outputs = self._calls(groups, batch, call, run, twin)
+                return self._calls(groups, batch, call, run, twin)
         finally:
             for hook in hooks:
                 hook.remove()
             twin.leave()
             with self._lock:
                 self._twins.setdefault(id(way), []).append(twin)
-        check_consumed(way, groups, run)
-        fill(report, way, run)
-        return outputs
 
     def _borrow(self, way: Way) -> Twin:
         with self._lock:
             free = self._twins.setdefault(id(way), [])
             if free:
                 return free.pop()
-        return Twin(self.base.model, self._plain, way.sites, way.touched)
+        return Twin(self.base.model, self._plain, way.sites, way.touched, self.config.compile)
 
     def _terms(self, way: Way, groups: Sequence[Group]) -> Mapping[str, Any]:
         """Return what the groups do at each site."""

@@ -51,6 +51,15 @@ def stretches(plan: Plan) -> Iterator[tuple[tuple[Group, ...], tuple[int, ...]]]
         yield (plan.groups[g],), (plan.sizes[g],)
 
 
+def filled(batch: Batch, sizes: Sequence[int]) -> tuple[Batch, tuple[int, ...]]:
+    """Return a batch filled up to a power of two by its last row, and the sizes of its groups."""
+    missing = (1 << (len(batch) - 1).bit_length()) - len(batch)
+    if not missing or batch.row_of is not None:
+        return batch, tuple(sizes)
+    rows = torch.arange(len(batch) + missing).clamp(max=len(batch) - 1)
+    return batch.select(rows), (*sizes[:-1], sizes[-1] + missing)
+
+
 def form_of(batch: Batch) -> tuple[Any, ...]:
     """Return what makes batches alike: names, types and dimensions of their inputs."""
     return (

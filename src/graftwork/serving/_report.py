@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from graftwork._errors import UnsupportedError, UnusedTensorError
-from graftwork.deltas import unconsumed
-from graftwork.serving._groups import Group
+from graftwork.deltas import NameMap, unconsumed
+from graftwork.serving._groups import Group, owners
 from graftwork.serving._rowports import RowPort
 from graftwork.serving._state import Run
-from graftwork.serving._way import Way, called_ports
+from graftwork.serving._way import Way, called_ports, mounted_ports
 
 
 @dataclass(slots=True, eq=False)
@@ -49,11 +49,13 @@ def narrowed(outputs: Tensor, group: int, ports: nn.ModuleDict) -> Tensor:
     return outputs
 
 
-def check_consumed(way: Way, groups: Sequence[Group], run: Run) -> None:
-    """Raise where a site or a port did not run, or a parameter inside a site was not read."""
-    wanted = [site.path for site in way.sites] + list(way.places)
-    wanted += [name for group in groups for name in called_ports(group)]
-    missing = [name for name in wanted if name not in run.consumed]
+def check_consumed(way: Way, groups: Sequence[Group], run: Run, names: NameMap) -> None:
+    """Raise where a touched parameter or a port of a group was not consumed."""
+    read = {name for path in run.consumed for name in way.covered.get(path, ())}
+    missing = [name for name in owners(names, groups) if name not in read]
+    for group in groups:
+        ports = [*called_ports(group), *(p for p in mounted_ports(group) if p in way.places)]
+        missing += [name for name in ports if name not in run.consumed]
     for site in way.sites:
         if site.kind == "groups" and not missing:
             views = [view for view in run.terms[site.path].views if view is not None]

@@ -19,6 +19,7 @@ from graftwork.serving._probe import Called
 Kind = Literal["linear", "conv1d", "embedding", "layer_norm", "groups", "call"]
 KINDS: Mapping[str, Kind] = {
     "torch.nn.modules.linear.Linear": "linear",
+    "graftwork.deltas._int8.Int8Linear": "linear",
     "transformers.pytorch_utils.Conv1D": "conv1d",
     "torch.nn.modules.sparse.Embedding": "embedding",
     "torch.nn.modules.normalization.LayerNorm": "layer_norm",
@@ -56,8 +57,12 @@ def sites_of(
         tried: how each module was called.
     """
     holders = holders_of(model, touched)
+    reached = {name for path in holders if path in tried for name in holders[path].values()}
     found: dict[str, Site] = {}
     for path, owned in holders.items():
+        if path not in tried and reached.issuperset(owned.values()):
+            # a tied one that this call does not use
+            continue
         site = _site(model, path, owned, tried)
         old = found.get(site.path)
         if old is None or site.kind in ("groups", "call"):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from graftwork.deltas import NameMap, Part, adapted_parameter
+from graftwork.deltas import NameMap, Part, adapted_parameter, float_of
 from graftwork.serving._groups import Group, Span
 from graftwork.serving._layout import Rows
 from graftwork.serving._products import add_low_rank, add_sparse, choose, scratch_product
@@ -127,6 +127,7 @@ def _product(
 ) -> Tensor:
     """Return `(n, out)`: `x` times the weight of each position's group."""
     found, bounds = terms.matrices, span.times(len(x) // max(span.count, 1))
+    weight = float_of(weight)
     base = weight if transposed else weight.T
     if found is None:
         return x @ base

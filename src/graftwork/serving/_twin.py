@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from graftwork._errors import UnusedTensorError
-from graftwork.deltas import bind, shared_copy
+from graftwork.deltas import bind, is_int8, shared_copy
 from graftwork.serving._apart import run_apart
 from graftwork.serving._layout import Rows, Shared, leaves_of
+from graftwork.serving._operator import RUNS, Stub, Ticket, compiled_forward
 from graftwork.serving._sites import Site
 from graftwork.serving._state import Run
 from graftwork.serving._together import TOGETHER
@@ -76,6 +77,8 @@ class _Slot:
     def compute(self, parameter: Tensor | None) -> Tensor:
         """Return the parameter without its values."""
         assert parameter is not None
+        if is_int8(parameter):
+            parameter = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
         sealed: Sealed = parameter.detach().as_subclass(Sealed)
         sealed.tensor_name = self.name
         return sealed
@@ -111,6 +114,7 @@ class Twin:
         plain: a copy of it that shares its storage and stays as it is.
         sites: where groups part.
         touched: path of each module that holds a touched parameter -> attribute -> parameter.
+        backend: of `torch.compile`; None: the base runs as it is.
     """
 
     def __init__(
@@ -119,19 +123,31 @@ class Twin:
         plain: nn.Module,
         sites: Sequence[Site],
         touched: Mapping[str, Mapping[str, str]],
+        backend: str | None = None,
     ) -> None:
         self.module = shared_copy(model).eval()
         self._places: list[_Place] = []
+        self._stubs: list[nn.Module] = []
+        self._ticket: Ticket | None = None
         self._replay = _Replay([])
         forwards: dict[str, Callable[..., Any]] = {}
         for site in sites:
             place = _Place(site, plain.get_submodule(site.path))
-            vars(self.module.get_submodule(site.path))[_SITE] = place
-            forwards[site.path] = _forward
+            own = self.module.get_submodule(site.path)
+            vars(own)[_SITE] = place
             self._places.append(place)
+            forwards[site.path] = _forward
+            if backend is None:
+                continue
+            if site.kind == "groups":
+                forwards[site.path] = _uncompiled
+            else:
+                vars(own)["_graftwork_stub"] = Stub.of(site, place.module)
+                forwards[site.path] = compiled_forward
+                self._stubs.append(own)
         if "" not in forwards:
             vars(self.module)[_SITE] = self._replay
-            forwards[""] = _replaying(type(self.module))  # type: ignore[arg-type]
+            forwards[""] = _replaying(type(self.module), backend)  # type: ignore[arg-type]
         for path in {**touched, **forwards}:
             slots = {leaf: _Slot(name) for leaf, name in touched.get(path, {}).items()}
             bind(self.module.get_submodule(path), slots, forwards.get(path))
@@ -140,11 +156,19 @@ class Twin:
         """Give the sites their run."""
         for place in self._places:
             place.run = run
+        if self._stubs:
+            places = {place.site.path: (place.site, place.module) for place in self._places}
+            self._ticket = RUNS.enter(run, places)
+            for stub in self._stubs:
+                vars(stub)["_graftwork_choice"] = self._ticket.choice
 
     def leave(self) -> None:
         """Forget the run."""
         for place in self._places:
             place.run = None
+        for stub in self._stubs:
+            vars(stub)["_graftwork_choice"] = None
+        self._ticket = None
         self._replay.outputs.clear()
         self._replay.at, self._replay.on = 0, False
 
@@ -171,12 +195,19 @@ def _forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return TOGETHER[site.kind](site, place.module, terms, run, rows, x)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _uncompiled(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return _forward(module, *args, **kwargs)
+
+
 @functools.lru_cache(maxsize=64)
-def _replaying(kind: type[nn.Module]) -> Callable[..., Any]:
+def _replaying(kind: type[nn.Module], backend: str | None = None) -> Callable[..., Any]:
     """Return a forward of `kind` that gives what it gave before to equal arguments."""
     forward: Any = kind.forward
+    if backend is not None:
+        forward = torch.compile(forward, backend=backend)
 
-    @functools.wraps(forward)
+    @functools.wraps(kind.forward)
     def run(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         replay: _Replay = vars(module)[_SITE]
         if not replay.on:

@@ -25,16 +25,34 @@ class Way:
     Attributes:
         sites: where groups part.
         touched: path of each module that holds a touched parameter -> attribute -> parameter.
+        covered: path of a site -> touched parameters that are read there.
         inside: path of a site that runs once for each group -> names and ports inside it.
         places: mounted port -> module that it follows, layout of that module's output.
+        ports: mounted ports.
         whole: why the call must run once for each group; "" where it need not.
     """
 
     sites: tuple[Site, ...]
     touched: Mapping[str, Mapping[str, str]]
+    covered: Mapping[str, frozenset[str]]
     inside: Mapping[str, tuple[Sequence[str], Sequence[str]]]
     places: Mapping[str, tuple[str, Rows]]
+    ports: tuple[str, ...]
     whole: str
+
+    @property
+    def parameters(self) -> frozenset[str]:
+        """The live parameters that may change."""
+        return frozenset(name for held in self.touched.values() for name in held.values())
+
+    def serves(self, touched: Iterable[str], ports: Iterable[str], *, roomy: bool) -> bool:
+        """Return whether batches that change these parameters may run so.
+
+        A way for many more parameters costs time at sites where nothing changes; `roomy` allows it.
+        """
+        needed, known = set(touched), self.parameters
+        near = roomy or len(known) <= 2 * len(needed) + 4
+        return near and needed <= known and set(ports) == set(self.ports)
 
 
 def make_way(
@@ -70,7 +88,17 @@ def make_way(
             places[port] = (path, layout)
         else:
             whole = whole or f"{port!r} follows {path!r}, whose output has no rows"
-    return Way(sites, holders_of(base.model, touched), inside, places, whole)
+    holders = holders_of(base.model, touched)
+    covered = {
+        site.path: frozenset(
+            name
+            for path, own in holders.items()
+            if path == site.path or (site.kind == "groups" and _within(path, site.path))
+            for name in own.values()
+        )
+        for site in sites
+    }
+    return Way(sites, holders, covered, inside, places, tuple(mounts), whole)
 
 
 def _within(path: str, around: str) -> bool:
