@@ -1,7 +1,7 @@
 """Many deltas of one base at once: plan and run mixed batches."""
 
+from graftwork.serving._executor import MixerConfig as MixerConfig
 from graftwork.serving._mixer import Mixer as Mixer
-from graftwork.serving._mixer import MixerConfig as MixerConfig
 from graftwork.serving._plan import Plan as Plan
 from graftwork.serving._prepared import Prepared as Prepared
 from graftwork.serving._report import Report as Report

@@ -15,7 +15,7 @@ from graftwork.serving._layout import leaves_of
 from graftwork.serving._way import runs_apart
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Plan:
     """Which rows of a batch have which deltas.
 

@@ -132,7 +132,8 @@ class Residency(Generic[V]):
             raise ConfigError(f"budget_bytes: 1 or more, not {budget_bytes}")
         self.budget_bytes = budget_bytes
         self._prepare, self._size = prepare, size
-        self._lock = threading.Lock()
+        # a plan that is collected while this thread holds it gives back its pins
+        self._lock = threading.RLock()
         self._held: OrderedDict[str, _Held[V]] = OrderedDict()
         self._jobs: dict[str, _Job[V]] = {}
         self._bytes = self._peak = 0
