@@ -54,7 +54,7 @@ class MixerConfig:
     """For the terms of deltas in use, written out for products (8 bytes a sparse value); what was
     used last stays. At 0.5 % of a base of 85 million weights a delta takes 3.4 MB."""
     stacked_bytes: int = 1 << 30
-    """For the stacks of sets of deltas that run together (12 bytes a sparse value)."""
+    """For the stacks of sets of deltas that run together (8 bytes a sparse value)."""
     compile: str | None = None
     """Backend of `torch.compile` by which the base runs, such as "inductor"; None: as it is. Rows
     are then filled up to a power of two, so that batches of other sizes seldom compile anew; other

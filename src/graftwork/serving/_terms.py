@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -23,12 +24,14 @@ Weighted = Sequence[tuple[Update, float]]
 class Sparse:
     """Sparse matrices `(out, in)` of G groups under each other, in compressed rows.
 
+    On a CPU they are one block-diagonal matrix `(G * out, G * in)`, which one product runs.
+
     Attributes:
         crow: `(G * out + 1,)` int32.
-        cols: `(k,)` int32, in [0, in).
+        cols: `(k,)` int32, in [0, in), or on a CPU in [g * in, (g + 1) * in) for group g.
         values: `(k,)` float32 or float64.
         shape: (G, out, in).
-        block: the same as one block-diagonal matrix `(G * out, G * in)`, where a CPU runs it.
+        block: the block-diagonal matrix, on the tensors above; None on a GPU.
     """
 
     crow: Tensor
@@ -47,18 +50,29 @@ class Sparse:
             [parts[0][0][:1], *(p[0][1:] + start for p, start in zip(parts, starts, strict=True))]
         )
         cols, values = (torch.cat([part[i] for part in parts]) for i in (1, 2))
-        block = None
-        if not cols.is_cuda:
-            shifted = torch.cat([part[1] + g * inner for g, part in enumerate(parts)])
-            block = csr(crow, shifted, values, (groups * out, groups * inner))
+        if cols.is_cuda:
+            return cls(crow, cols, values, (groups, out, inner), None)
+        for group, (start, end) in enumerate(pairwise([*starts, len(cols)])):
+            cols[start:end] += group * inner
+        block = csr(crow, cols, values, (groups * out, groups * inner))
         return cls(crow, cols, values, (groups, out, inner), block)
 
     def group(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return crow `(out + 1,)`, cols and values of one group."""
-        _, out, _ = self.shape
+        """Return crow `(out + 1,)`, cols in [0, in) and values of one group."""
+        _, out, inner = self.shape
         crow = self.crow[index * out : (index + 1) * out + 1]
         start, end = int(crow[0]), int(crow[-1])
-        return crow - start, self.cols[start:end], self.values[start:end]
+        cols = self.cols[start:end]
+        return (
+            crow - start,
+            cols if self.block is None else cols - index * inner,
+            self.values[start:end],
+        )
+
+    def columns(self, entries: Tensor, groups: Tensor) -> Tensor:
+        """Return the columns in [0, in) of entries `(n,)` of groups `(n,)`."""
+        cols = self.cols[entries]
+        return cols if self.block is None else cols - groups * self.shape[2]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,8 +102,7 @@ class Matrices:
         """What the tensors take."""
         tensors = [self.right, self.left, self.out_scale, self.in_scale]
         if self.sparse is not None:
-            block = () if self.sparse.block is None else (self.sparse.block.col_indices(),)
-            tensors += [self.sparse.crow, self.sparse.cols, self.sparse.values, *block]
+            tensors += [self.sparse.crow, self.sparse.cols, self.sparse.values]
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 

@@ -196,18 +196,19 @@ def _embedded(y: Tensor, ids: Tensor, which: Tensor, found: Matrices) -> Tensor:
         added = torch.einsum("nr,nrd->nd", found.left[which, ids], found.right[which])
         y = y.add(added.to(y.dtype))
     if found.sparse is not None:
-        _add_entries(y, which * found.sparse.shape[1] + ids, found.sparse)
+        _add_entries(y, ids, which, found.sparse)
     return y
 
 
-def _add_entries(y: Tensor, rows: Tensor, sparse: Sparse) -> None:
-    """Add to `y[i]` the entries of row `rows[i]` of stacked tables."""
+def _add_entries(y: Tensor, ids: Tensor, which: Tensor, sparse: Sparse) -> None:
+    """Add to `y[i]` the entries of row `ids[i]` of the table of group `which[i]`."""
+    rows = which * sparse.shape[1] + ids
     starts, ends = sparse.crow[rows].long(), sparse.crow[rows + 1].long()
     counts = ends - starts
     place = torch.arange(len(rows), device=rows.device).repeat_interleave(counts)
     before = counts.cumsum(0) - counts
     entry = torch.arange(len(place), device=rows.device) + (starts - before)[place]
-    flat = place * y.shape[1] + sparse.cols[entry]
+    flat = place * y.shape[1] + sparse.columns(entry, which[place])
     y.view(-1).index_add_(0, flat, sparse.values[entry].to(y.dtype))
 
 
