@@ -19,7 +19,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from graftwork.tasks import Table
+from graftwork.bases import Base
+from graftwork.deltas import Delta
+from graftwork.tasks import Table, Task
+from graftwork.training import History, TrainConfig, finish, fit, start
+from graftwork.tuning import Tuner
 
 NAMES, PLACES = ("ada", "lovelace", "grace", "hopper"), ("paris", "newyork", "oslo")
 OTHERS = ("met", "in", "and", "saw", "the", "went", "to")
@@ -88,27 +92,44 @@ def write_bert(folder: Path) -> Path:
             num_hidden_layers=2,
             num_attention_heads=2,
             intermediate_size=32,
-            max_position_embeddings=24,
+            max_position_embeddings=48,
         )
         BertModel(config, add_pooling_layer=False).save_pretrained(folder)
     return folder
 
 
-def write_gpt2(folder: Path) -> Path:
+def pretrained(model: Any, tokenizer: PreTrainedTokenizerFast, steps: int = 80) -> Any:
+    """Teach all weights that any animal may say any sound.
+
+    Scales and prompts can do nothing with a decoder of random weights.
+    """
+    texts = [f"The {animal} says {sound}" for animal in SOUNDS for sound in SOUNDS.values()]
+    # Each text is of as many tokens: one batch, no padding.
+    ids = torch.tensor([[*tokenizer(text)["input_ids"], 0] for text in texts])
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimiser.step()
+    return model.eval()
+
+
+def write_gpt2(folder: Path, *, taught: bool = False) -> Path:
     tokenizer = text_tokenizer()
     tokenizer.save_pretrained(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = GPT2Config(
             vocab_size=len(tokenizer),
-            n_positions=64,
+            n_positions=96,
             n_embd=32,
             n_layer=2,
             n_head=2,
             bos_token_id=0,
             eos_token_id=0,
         )
-        GPT2LMHeadModel(config).save_pretrained(folder)
+        model = GPT2LMHeadModel(config)
+        (pretrained(model, tokenizer) if taught else model).save_pretrained(folder)
     return folder
 
 
@@ -124,7 +145,7 @@ def write_llama(folder: Path) -> Path:
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
-            max_position_embeddings=64,
+            max_position_embeddings=96,
             bos_token_id=1,
             eos_token_id=0,
             pad_token_id=0,
@@ -176,3 +197,15 @@ def chats(rows: int = 40) -> Table:
             ]
         )
     return Table({"messages": made}, "chats.jsonl")
+
+
+def learn(
+    base: Base, task: Task, tuner: Tuner, steps: int = 60
+) -> tuple[Delta, dict[str, float], float]:
+    """Return the delta of a trained adaptation, its metrics, and its last loss by its first."""
+    adaptation, history = start(base, task, tuner), History()
+    fit(adaptation, task, TrainConfig(steps=steps, log_every=1), recorder=history)
+    losses = [record["loss"] for record in history.records if "loss" in record]
+    assert len(losses) == steps
+    delta, metrics = finish(adaptation, task)
+    return delta, metrics, sum(losses[-5:]) / sum(losses[:5])

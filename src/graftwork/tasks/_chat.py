@@ -21,8 +21,13 @@ Piece = tuple[str, bool]
 """A stretch of text, and whether it is learnt."""
 
 ASSISTANT = "assistant"
-_TODAY = {"%d %b %Y": "26 Jul 2024", "%Y-%m-%d": "2024-07-26", "%B %d, %Y": "July 26, 2024"}
-_DATE = "26 Jul 2024"
+_ONE_DAY = (
+    "{% macro strftime_now(form) %}"
+    "{{ {'%Y-%m-%d': '2024-07-26', '%B %d, %Y': 'July 26, 2024'}.get(form, '26 Jul 2024') }}"
+    # The line break is not written: the environment trims one after a block.
+    "{% endmacro %}\n"
+)
+"""Put before a template that asks for the date: always the day that Llama 3 falls back to."""
 
 
 def conversation_of(value: Any, where: str) -> list[Message]:
@@ -74,11 +79,12 @@ def render(tokenizer: Any, messages: Sequence[Message], where: str, *, asked: bo
             "base that has one, or the columns prompt and completion"
         )
     try:
+        template = tokenizer.get_chat_template()
         text = tokenizer.apply_chat_template(
             [dict(message) for message in messages],
+            chat_template=_ONE_DAY + template if "strftime_now" in template else template,
             tokenize=False,
             add_generation_prompt=asked,
-            strftime_now=lambda form: _TODAY.get(form, _DATE),
         )
     except (TemplateError, ValueError, TypeError, IndexError, KeyError) as error:
         roles = ", ".join(message["role"] for message in messages) or "no message"

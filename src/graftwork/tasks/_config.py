@@ -28,8 +28,8 @@ class TaskConfig:
     """
 
     data: str = "comparisons"
-    """"comparisons" (generated), a CSV, TSV, JSONL or Parquet file, a file of arrays (.npy, .npz,
-    .safetensors), or a folder with one subfolder of pictures a class."""
+    """"comparisons" (generated), a CSV, TSV, JSONL, Parquet or CoNLL file, a file of arrays (.npy,
+    .npz, .safetensors), or a folder with one subfolder of pictures a class."""
 
     eval_data: str | None = None
     """Rows to evaluate on, in the same format; None takes `eval_share` of `data`."""

@@ -60,7 +60,7 @@ def _by_cache(module: Any, ids: Tensor, end: int, most: int) -> Tensor:
     if not hasattr(module, "generate"):
         raise UnsupportedError(
             f"{type(module).__name__} has no `generate`, so it cannot answer; load the base with "
-            'its language-model head: bases.load(..., head="lm")'
+            "its language-model head: bases.load_language_model(...)"
         )
     settings = {
         "max_new_tokens": most,

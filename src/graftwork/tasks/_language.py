@@ -212,7 +212,7 @@ def run_language(
     return logits
 
 
-_LOAD = 'load the base with its language-model head: bases.load(..., head="lm")'
+_LOAD = "load the base with its language-model head: bases.load_language_model(...)"
 
 
 def _logits(output: Any) -> Tensor:

@@ -13,7 +13,7 @@ from graftwork._errors import InputError, UnknownNameError
 from graftwork.tasks._array_readers import ARRAY_SUFFIXES, arrays, image_folder
 from graftwork.tasks._table import Column, Table
 
-Format = Literal["csv", "tsv", "jsonl", "parquet"]
+Format = Literal["csv", "tsv", "jsonl", "parquet", "conll"]
 SUFFIXES: dict[str, Format] = {
     ".csv": "csv",
     ".tsv": "tsv",
@@ -22,6 +22,7 @@ SUFFIXES: dict[str, Format] = {
     ".ndjson": "jsonl",
     ".parquet": "parquet",
     ".pq": "parquet",
+    ".conll": "conll",
 }
 """File suffix -> format; ".gz" after it is undone for text formats."""
 
@@ -58,7 +59,9 @@ def read(
 
     CSV, TSV, JSONL and Parquet files keep their columns. Files of arrays (.npy, .npz, .safetensors)
     give "x" and "label" as `arrays` does, folders of pictures "image", "label" and "file" as
-    `image_folder` does.
+    `image_folder` does. A CoNLL file has a word and its columns in each line, and a blank line
+    after each sentence: a row is a sentence, with the lists "words" (the first column) and "label"
+    (the last one).
 
     Args:
         path: the file, UTF-8 for text formats, or the folder.
@@ -228,6 +231,34 @@ def _jsonl(path: Path, layout: Layout, wanted: list[str] | None) -> dict[str, Co
     return dict(Table.from_records(records, path.name).columns)
 
 
+def _conll(path: Path, layout: Layout, wanted: list[str] | None) -> dict[str, Column]:
+    del wanted
+    try:
+        lines = _content(path).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path.name} is not UTF-8 text ({error})") from error
+    sentences: list[list[list[str]]] = [[]]
+    width = 0
+    for number, line in enumerate(lines, 1):
+        # White space between columns unless a delimiter is given.
+        cells = line.strip().split(layout.delimiter) if line.strip() else []
+        if not cells or cells[0] == "-DOCSTART-":
+            sentences.append([])
+            continue
+        width = width or len(cells)
+        if len(cells) < 2 or len(cells) != width:
+            raise InputError(
+                f"{path.name}, line {number}: {len(cells)} columns in {line[:60]!r}; every word "
+                f"has {max(width, 2)}: itself first, its label last"
+            )
+        sentences[-1].append(cells)
+    rows = [sentence for sentence in sentences if sentence]
+    return {
+        "words": [[cells[0] for cells in row] for row in rows],
+        "label": [[cells[-1] for cells in row] for row in rows],
+    }
+
+
 def _parquet(path: Path, layout: Layout, wanted: list[str] | None) -> dict[str, Column]:
     import pyarrow as pa
     from pyarrow import parquet
@@ -259,5 +290,6 @@ _READERS: dict[str, Callable[[Path, Layout, list[str] | None], dict[str, Column]
     "csv": _csv,
     "tsv": _tsv,
     "jsonl": _jsonl,
+    "conll": _conll,
     "parquet": _parquet,
 }
