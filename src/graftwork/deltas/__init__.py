@@ -5,6 +5,7 @@ from graftwork.deltas._algebra import average as average
 from graftwork.deltas._algebra import forget as forget
 from graftwork.deltas._algebra import negate as negate
 from graftwork.deltas._algebra import scale as scale
+from graftwork.deltas._applied import refuse_applied as refuse_applied
 from graftwork.deltas._apply import Applied as Applied
 from graftwork.deltas._apply import apply as apply
 from graftwork.deltas._apply import detach as detach
@@ -164,6 +165,7 @@ __all__ = [
     "prefix_sizes",
     "quantise",
     "rebase",
+    "refuse_applied",
     "replace_parameter",
     "require_consumed",
     "run_linear",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -77,7 +78,7 @@ Arguments = tuple[Sequence[Any], Mapping[str, Any]]
 
 def run_apart(
     path: str,
-    modules: Sequence[Callable[..., Any]],
+    modules: Sequence[Callable[..., Any] | None],
     given: Layouts,
     output: Layouts,
     run: Run,
@@ -87,7 +88,7 @@ def run_apart(
 
     Args:
         path: of the module, for messages.
-        modules: one a group.
+        modules: one a group; None where a group has none: what it gets are NaN.
         given: layouts of the arguments.
         output: layouts of what comes out.
         run: says where the groups stand.
@@ -99,9 +100,10 @@ def run_apart(
     args, kwargs = arguments
     tree: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
     sizes = run.spans.rows.bounds
-    found = []
+    found: list[Any] = []
     for group, module in enumerate(modules):
-        if sizes[group + 1] == sizes[group]:
+        if module is None or sizes[group + 1] == sizes[group]:
+            found.append(None)
             continue
         own = map_leaves(partial(_share, path, given, run, group), tree)
         named = {key: value for key, value in own.items() if isinstance(key, str)}
@@ -115,6 +117,7 @@ def _share(path: str, given: Layouts, run: Run, group: int, at: tuple[Any, ...],
         return leaf
     layout = given.get(at)
     if isinstance(layout, Shared):
+        layout.check(leaf)
         return leaf
     if not isinstance(layout, Rows):
         raise LayoutError(
@@ -128,9 +131,7 @@ def _share(path: str, given: Layouts, run: Run, group: int, at: tuple[Any, ...],
 
 def _joined(path: str, found: Sequence[Any], output: Layouts, run: Run) -> Any:
     """Return the outputs of the groups as one."""
-    every = [leaves_of(tree) for tree in found]
-    sizes = [b - a for a, b in zip(run.spans.rows.bounds, run.spans.rows.bounds[1:], strict=False)]
-    rows = [size for size in sizes if size]
+    every = [None if tree is None else leaves_of(tree) for tree in found]
 
     def join(at: tuple[Any, ...], leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -140,13 +141,36 @@ def _joined(path: str, found: Sequence[Any], output: Layouts, run: Run) -> Any:
             raise LayoutError(
                 f"module {path!r} gives {_shown(at)}, which it did not give when it was tried"
             )
-        parts = [leaves[at] for leaves in every]
-        if layout.minor:
-            firsts = [layout.first(p, n) for p, n in zip(parts, rows, strict=True)]
-            return layout.back(torch.cat(firsts), run.spans.rows.count)
-        return torch.cat(parts, layout.dim)
+        ends = run.span(layout).bounds
+        counts = [b - a for a, b in pairwise(ends)]
+        parts = [None if leaves is None else leaves.get(at) for leaves in every]
+        firsts = [
+            None if part is None or not count else layout.first(part, count)
+            for part, count in zip(parts, counts, strict=True)
+        ]
+        return layout.back(_filled(path, at, firsts, counts), ends[-1])
 
-    return map_leaves(join, found[0])
+    return map_leaves(join, next(tree for tree in found if tree is not None))
+
+
+def _filled(
+    path: str, at: tuple[Any, ...], firsts: Sequence[Tensor | None], counts: Sequence[int]
+) -> Tensor:
+    """Return the groups' tensors under each other, with NaN where a group has none."""
+    some = next(part for part in firsts if part is not None)
+    per = {len(p) // n for p, n in zip(firsts, counts, strict=True) if p is not None}
+    shapes = {part.shape[1:] for part in firsts if part is not None}
+    if len(per) > 1 or len(shapes) > 1:
+        raise LayoutError(
+            f"module {path!r} gives {_shown(at)} in another shape for one group than for another"
+        )
+    size, empty = per.pop(), torch.nan if some.is_floating_point() else 0
+    return torch.cat(
+        [
+            some.new_full((size * count, *some.shape[1:]), empty) if part is None else part
+            for part, count in zip(firsts, counts, strict=True)
+        ]
+    )
 
 
 def _shown(at: tuple[Any, ...]) -> str:

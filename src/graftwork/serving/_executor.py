@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import nullcontext
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,27 +17,34 @@ from graftwork._batch import Batch
 from graftwork._errors import (
     ConfigError,
     DeltaError,
+    UnsupportedError,
 )
 from graftwork.deltas import (
     BaseLike,
     combine_ports,
+    mount,
+    refuse_applied,
     run_rows,
     shared_copy,
 )
 from graftwork.serving._apart import views_of
 from graftwork.serving._cache import Recent
 from graftwork.serving._groups import Group, owners
+from graftwork.serving._kinds import Kind, key_of
 from graftwork.serving._layout import LayoutError
 from graftwork.serving._plan import filled, form_of, spans_of
 from graftwork.serving._prepared import Prepared
-from graftwork.serving._probe import Call, Called, inputs_of, probe
-from graftwork.serving._report import Report, check_consumed, fill, narrowed
+from graftwork.serving._probe import Call, inputs_of, probe
+from graftwork.serving._report import Report, check_consumed, fill
 from graftwork.serving._rowports import RowPort, follow
 from graftwork.serving._state import Run
 from graftwork.serving._terms import Matrix
 from graftwork.serving._together import terms_of
 from graftwork.serving._twin import BypassedError, Twin
-from graftwork.serving._way import Way, called_ports, make_way, mounted_ports, runs_apart
+from graftwork.serving._way import Way, called_ports, lengthened, make_way, mounted_ports
+
+KINDS = 64
+"""Kinds of batches of which it is kept how they run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +90,7 @@ class Executor:
         self._plain = shared_copy(base.model).eval()
         self._lock, self._alone = threading.Lock(), threading.Lock()
         self._twins: dict[int, list[Twin]] = {}
-        self._ways: dict[Any, list[Way]] = {}
-        self._tried: dict[Any, Mapping[str, Called]] = {}
+        self._kinds: OrderedDict[Hashable, Kind] = OrderedDict()
         self._written: Recent[Matrix] = Recent(config.written_bytes, _matrix_bytes)
         self._stacks: Recent[Mapping[str, Any]] = Recent(config.stacked_bytes, _terms_bytes)
         self._ports: Recent[nn.ModuleDict] = Recent(1 << 28, _state_bytes)
@@ -107,15 +114,21 @@ class Executor:
         report: Report,
     ) -> list[Tensor]:
         """Run groups that may share a forward."""
-        if any(runs_apart(group) for group in groups):
-            report.whole = "prompts and prefixes change the length of a row"
-            return self._each(groups, sizes, batch, call)
+        refuse_applied(self.base.model)
         way = self._way(groups, batch, call)
-        if not way.whole:
+        for again in (False, True):
+            if way.whole:
+                break
             try:
                 return self._mixed(way, groups, sizes, batch, call, report)
-            except (BypassedError, LayoutError) as reason:
+            except BypassedError as reason:
                 way.whole = str(reason)
+            except LayoutError as reason:
+                # other values may call modules in another way, such as masks where rows are padded
+                if again:
+                    way.whole = str(reason)
+                else:
+                    way = self._way(groups, batch, call, fresh=True)
         report.whole = way.whole
         return self._each(groups, sizes, batch, call)
 
@@ -129,29 +142,51 @@ class Executor:
             lists += [own] * size
         return run_rows(self.base, lists, batch, call)
 
-    def _way(self, groups: Sequence[Group], batch: Batch, call: Call) -> Way:
+    def _way(
+        self, groups: Sequence[Group], batch: Batch, call: Call, *, fresh: bool = False
+    ) -> Way:
         """Return how batches of this kind run, tried where it is new."""
         touched = owners(self.base.names, groups)
         places = dict.fromkeys(p for group in groups for p in mounted_ports(group))
-        kind = (getattr(call, "__code__", call), form_of(batch))
+        kind = self._kind(groups, batch, call, fresh=fresh)
         compiled = self.config.compile is not None
         with self._lock:
-            for way in self._ways.get(kind, ()):
+            for way in kind.ways:
                 if way.serves(touched, places, roomy=compiled):
                     return way
-            tried = self._tried.get(kind)
-        if tried is None:
-            ports = self._ports_of(groups[0])
-            tried = probe(shared_copy(self.base.model).eval(), ports, batch, call)
         if compiled:
             # for all deltas at once, so that other ones do not compile anew
             every = [Group((), tuple((delta, 1.0) for delta in self._held()))]
             touched = owners(self.base.names, [*groups, *every])
-        way = make_way(self.base, touched, places, tried)
+        way = make_way(self.base, touched, places, kind)
         with self._lock:
-            self._tried[kind] = tried
-            self._ways.setdefault(kind, []).append(way)
+            kind.ways.append(way)
         return way
+
+    def _kind(self, groups: Sequence[Group], batch: Batch, call: Call, *, fresh: bool) -> Kind:
+        """Return what is known of batches of this kind, with the ports of all groups."""
+        longer = lengthened(groups[0])
+        key = (key_of(call), form_of(batch), longer)
+        with self._lock:
+            kind = Kind() if fresh else self._kinds.get(key, Kind())
+        for group in groups:
+            names = frozenset(called_ports(group))
+            if names not in kind.ports:
+                module = shared_copy(self.base.model).eval()
+                for name, own, _ in longer:
+                    mount(self.base, module, name, own, self._inner_port(group, name))
+                with unchanged_buffers(module):
+                    found = probe(module, self._ports_of(group), batch, call)
+                with self._lock:
+                    kind.learn(names, found)
+        with self._lock:
+            self._kinds[key] = kind
+            self._kinds.move_to_end(key)
+            if len(self._kinds) > KINDS:
+                _, old = self._kinds.popitem(last=False)
+                for way in old.ways:
+                    self._twins.pop(way.number, None)
+        return kind
 
     def _ports_of(self, group: Group) -> nn.ModuleDict:
         """Return the ports of a group that calls run."""
@@ -178,9 +213,9 @@ class Executor:
         wanted = len(batch)
         if self.config.compile is not None:
             batch, sizes = filled(batch, sizes)
-        key = (tuple(group.key for group in groups), id(way))
+        key = (tuple(group.key for group in groups), way.number)
         terms = self._stacks.get(key, lambda: self._terms(way, groups))
-        run = Run(groups, spans_of(sizes, batch), terms)
+        run = Run(groups, spans_of(sizes, batch), terms, way.ports_called)
         alone = self._alone if self.config.compile else nullcontext()
         with alone:
             outputs = self._once(way, run, batch, call)
@@ -190,25 +225,31 @@ class Executor:
 
     def _once(self, way: Way, run: Run, batch: Batch, call: Call) -> list[Tensor]:
         groups = run.groups
-        twin = self._borrow(way)
+        twin = self._borrow(way, groups)
+        prompts = {
+            name: [self._inner_port(group, name) for group in groups]
+            for name, _, _ in lengthened(groups[0])
+        }
         hooks = self._follow(way, groups, run, twin)
         try:
-            twin.enter(run)
-            with torch.no_grad():
+            twin.enter(run, prompts)
+            with torch.no_grad(), unchanged_buffers(twin.module):
                 return self._calls(groups, batch, call, run, twin)
         finally:
             for hook in hooks:
                 hook.remove()
             twin.leave()
             with self._lock:
-                self._twins.setdefault(id(way), []).append(twin)
+                self._twins.setdefault(way.number, []).append(twin)
 
-    def _borrow(self, way: Way) -> Twin:
+    def _borrow(self, way: Way, groups: Sequence[Group]) -> Twin:
         with self._lock:
-            free = self._twins.setdefault(id(way), [])
+            free = self._twins.setdefault(way.number, [])
             if free:
                 return free.pop()
-        return Twin(self.base.model, self._plain, way.sites, way.touched, self.config.compile)
+        twin = Twin(self.base.model, self._plain, way.sites, way.touched, self.config.compile)
+        twin.mount(self.base, [(name, kind) for name, kind, _ in lengthened(groups[0])])
+        return twin
 
     def _terms(self, way: Way, groups: Sequence[Group]) -> Mapping[str, Any]:
         """Return what the groups do at each site."""
@@ -232,14 +273,16 @@ class Executor:
         """Put bottlenecks behind their modules."""
         hooks = []
         for name, (path, layout) in way.places.items():
-            modules = [self._mounted_port(group, name) for group in groups]
+            modules = [
+                self._inner_port(group, name) if name in mounted_ports(group) else None
+                for group in groups
+            ]
             after = follow(name, modules, layout, run)
             hooks.append(twin.module.get_submodule(path).register_forward_hook(after))
         return hooks
 
-    def _mounted_port(self, group: Group, name: str) -> nn.Module | None:
-        if name not in mounted_ports(group):
-            return None
+    def _inner_port(self, group: Group, name: str) -> nn.Module:
+        """Return the port of a group that the base itself runs."""
 
         def make() -> nn.ModuleDict:
             own = [(held.frame, weight) for held, weight in group.members]
@@ -257,21 +300,39 @@ class Executor:
         outputs: dict[int, Tensor] = {}
         for kind in different:
             ports = nn.ModuleDict()
+            called = run.called.get(frozenset(name for name, _ in kind), {})
             for name, _ in sorted(kind):
                 own = [
                     self._ports_of(group)[name] if mine == kind else None
                     for group, mine in zip(groups, kinds, strict=True)
                 ]
-                ports._modules[name] = RowPort(name, own, run)
+                ports._modules[name] = RowPort(name, own, called.get(name), run)
             twin.again(record=len(different) > 1)
             result = call(twin.module, ports, inputs_of(batch))
             if result.shape[:1] != (len(batch),):
                 raise DeltaError(f"call returned shape {tuple(result.shape)} for {len(batch)} rows")
             for g, mine in enumerate(kinds):
                 if mine == kind:
-                    part = narrowed(result[bounds[g] : bounds[g + 1]], g, ports)
+                    part = result[bounds[g] : bounds[g + 1]]
                     outputs.update(enumerate(part, start=bounds[g]))
         return [outputs[row] for row in range(len(batch))]
+
+
+@contextmanager
+def unchanged_buffers(module: nn.Module) -> Iterator[None]:
+    """Raise where what runs inside changes a buffer of the base in place (law 1).
+
+    Raises:
+        UnsupportedError: names the buffer.
+    """
+    before = [(n, b, b._version) for n, b in module.named_buffers() if not b.is_inference()]
+    yield
+    for name, buffer, version in before:
+        if buffer._version != version:
+            raise UnsupportedError(
+                f"the forward changed the buffer {name!r} of the base in place; load the base "
+                "again and give it buffers that stay"
+            )
 
 
 def _names(held: Hashable, key: str) -> bool:

@@ -74,6 +74,18 @@ class Shared:
 
     single: bool
 
+    def check(self, tensor: Tensor) -> None:
+        """Raise where a tensor that stood for every row alike has rows now.
+
+        Raises:
+            LayoutError: it has.
+        """
+        if self.single and (tensor.dim() < 1 or tensor.shape[0] != 1):
+            raise LayoutError(
+                f"a tensor of shape {tuple(tensor.shape)} had one entry for all rows when the "
+                "module was tried"
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Unclear:

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
-
-from graftwork._errors import UnsupportedError, UnusedTensorError
+from graftwork._errors import UnusedTensorError
 from graftwork.deltas import NameMap, unconsumed
 from graftwork.serving._groups import Group, owners
-from graftwork.serving._rowports import RowPort
 from graftwork.serving._state import Run
-from graftwork.serving._way import Way, called_ports, mounted_ports
+from graftwork.serving._way import Way, called_ports, lengthened, mounted_ports
 
 
 @dataclass(slots=True, eq=False)
@@ -32,29 +29,13 @@ class Report:
     paths: dict[str, int] = field(default_factory=dict)
 
 
-def narrowed(outputs: Tensor, group: int, ports: nn.ModuleDict) -> Tensor:
-    """Return a group's outputs without the columns that its head does not have."""
-    for port in ports.values():
-        assert isinstance(port, RowPort)
-        widths = [width for width in port.widths if width]
-        if len(set(widths)) < 2:
-            continue
-        if outputs.shape[-1] != max(widths):
-            raise UnsupportedError(
-                f"rows have {port.name!r} of different sizes, {sorted(set(widths))}, and the call "
-                f"made outputs of size {outputs.shape[-1]} of them; let it return what the head "
-                "gives"
-            )
-        return outputs[..., : port.widths[group]]
-    return outputs
-
-
 def check_consumed(way: Way, groups: Sequence[Group], run: Run, names: NameMap) -> None:
     """Raise where a touched parameter or a port of a group was not consumed."""
     read = {name for path in run.consumed for name in way.covered.get(path, ())}
     missing = [name for name in owners(names, groups) if name not in read]
     for group in groups:
         ports = [*called_ports(group), *(p for p in mounted_ports(group) if p in way.places)]
+        ports += [name for name, _, _ in lengthened(group)]
         missing += [name for name in ports if name not in run.consumed]
     for site in way.sites:
         if site.kind == "groups" and not missing:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from graftwork._errors import UnsupportedError
-from graftwork.serving._layout import Rows
+from graftwork.serving._apart import run_apart
+from graftwork.serving._layout import LayoutError, Rows, Unclear
+from graftwork.serving._probe import Called
 from graftwork.serving._state import Run, grouped
 
 
@@ -20,47 +20,28 @@ class RowPort(nn.Module):
     Args:
         name: of the port.
         modules: one a group; None for groups that lack it, whose outputs are NaN.
+        called: how it is called.
         run: says where the groups stand, and learns that the port was used.
     """
 
-    def __init__(self, name: str, modules: Sequence[nn.Module | None], run: Run) -> None:
+    def __init__(
+        self, name: str, modules: Sequence[nn.Module | None], called: Called | None, run: Run
+    ) -> None:
         super().__init__()
-        self.name, self.run = name, run
+        self.name, self.called, self.run = name, called, run
         self.each = list(modules)
-        self.widths: tuple[int, ...] = ()
 
-    def forward(self, x: Tensor, *more: Any) -> Tensor:
-        """Return what each group's module gives for its rows `(B, ...)`.
-
-        The widest sets the last dimension; narrower outputs are filled with NaN.
-        """
-        first, bounds, _ = grouped(self.run, Rows(0), x)
-        found: list[Tensor | None] = []
-        for group, module in enumerate(self.each):
-            part = first[bounds[group] : bounds[group + 1]]
-            found.append(None if module is None or not len(part) else module(part, *more))
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what each group's module gives for its rows."""
+        if self.called is None:
+            raise LayoutError(f"port {self.name!r} was not called when the call was tried")
+        for part in (self.called.given, self.called.output):
+            for layout in part.values():
+                if isinstance(layout, Unclear):
+                    raise LayoutError(f"an argument or output of port {self.name!r}: {layout.why}")
         self.run.consumed.add(self.name)
-        self.widths = tuple(0 if part is None else part.shape[-1] for part in found)
-        return _together(self.name, found, bounds, max(self.widths))
-
-
-def _together(
-    name: str, found: Sequence[Tensor | None], bounds: Sequence[int], width: int
-) -> Tensor:
-    some = next(part for part in found if part is not None)
-    parts = []
-    for group, part in enumerate(found):
-        size = bounds[group + 1] - bounds[group]
-        if part is None:
-            part = some.new_full((size, *some.shape[1:-1], width), torch.nan)
-        if part.shape[1:-1] != some.shape[1:-1]:
-            raise UnsupportedError(
-                f"port {name!r} gives {tuple(some.shape[1:])} for one row and "
-                f"{tuple(part.shape[1:])} for another, which one batch cannot hold"
-            )
-        missing = width - part.shape[-1]
-        parts.append(functional.pad(part, (0, missing), value=torch.nan) if missing else part)
-    return torch.cat(parts)
+        given, output = self.called.given, self.called.output
+        return run_apart(self.name, self.each, given, output, self.run, (args, kwargs))
 
 
 def follow(
@@ -83,3 +64,31 @@ def follow(
         return (own(output[0]), *output[1:])
 
     return after
+
+
+class RowPrompt(nn.Module):
+    """Prompts, or prefixes, of one length: each row gets its own.
+
+    Args:
+        name: of the port.
+        kind: "prompt" or "prefix".
+    """
+
+    def __init__(self, name: str, kind: str) -> None:
+        super().__init__()
+        self.name, self.kind = name, kind
+        self.run: Run | None = None
+        self.each: Sequence[Any] = ()
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return what `graftwork.nn.Prompt` or `Prefix` returns for rows of one task."""
+        run = self.run
+        assert run is not None, "a twin runs only while it is lent"
+        span = run.spans.rows
+        if len(rows) != span.count:
+            raise LayoutError(f"port {self.name!r} got {len(rows)} rows, not {span.count}")
+        run.consumed.add(self.name)
+        vectors = torch.stack([module.vectors for module in self.each])[span.index]
+        if self.kind == "prefix":
+            return vectors.permute(1, 2, 0, 3, 4, 5)
+        return torch.cat((vectors.to(rows.dtype), rows), dim=1)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from graftwork.serving._groups import Group, Span, Spans
 from graftwork.serving._layout import LayoutError, Rows
+from graftwork.serving._probe import Called
 
 
 @dataclass(slots=True, eq=False)
@@ -20,6 +21,7 @@ class Run:
         groups: in the order in which they stand in the batch.
         spans: where.
         terms: path of a site -> what the groups do there.
+        called: names of ports of a call -> how each of them is called.
         consumed: paths of sites and names of ports that ran.
         paths: how sparse entries were applied -> how often.
     """
@@ -27,6 +29,7 @@ class Run:
     groups: tuple[Group, ...]
     spans: Spans
     terms: Mapping[str, Any]
+    called: Mapping[frozenset[str], Mapping[str, Called]]
     consumed: set[str] = field(default_factory=set)
     paths: dict[str, int] = field(default_factory=dict)
 

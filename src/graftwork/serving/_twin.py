@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from graftwork._errors import UnusedTensorError
-from graftwork.deltas import bind, is_int8, shared_copy
+from graftwork.deltas import BaseLike, bind, is_int8, mount, shared_copy
 from graftwork.serving._apart import run_apart
 from graftwork.serving._layout import Rows, Shared, leaves_of
 from graftwork.serving._operator import RUNS, Stub, Ticket, compiled_forward
+from graftwork.serving._rowports import RowPrompt
 from graftwork.serving._sites import Site
 from graftwork.serving._state import Run
 from graftwork.serving._together import TOGETHER
@@ -101,7 +102,7 @@ class _Place:
 class _Replay:
     """What the base gave, for calls that differ in their ports only."""
 
-    outputs: list[tuple[Any, Any]]
+    outputs: list[tuple[Any, Any, Any]]
     at: int = 0
     on: bool = False
 
@@ -128,6 +129,7 @@ class Twin:
         self.module = shared_copy(model).eval()
         self._places: list[_Place] = []
         self._stubs: list[nn.Module] = []
+        self._prompts: dict[str, RowPrompt] = {}
         self._ticket: Ticket | None = None
         self._replay = _Replay([])
         forwards: dict[str, Callable[..., Any]] = {}
@@ -152,8 +154,16 @@ class Twin:
             slots = {leaf: _Slot(name) for leaf, name in touched.get(path, {}).items()}
             bind(self.module.get_submodule(path), slots, forwards.get(path))
 
-    def enter(self, run: Run) -> None:
-        """Give the sites their run."""
+    def mount(self, base: BaseLike, prompts: Sequence[tuple[str, str]]) -> None:
+        """Put in ports that make rows longer: (name, kind)."""
+        for name, kind in prompts:
+            self._prompts[name] = RowPrompt(name, kind)
+            mount(base, self.module, name, kind, self._prompts[name])
+
+    def enter(self, run: Run, prompts: Mapping[str, Sequence[nn.Module]]) -> None:
+        """Give the sites their run, and prompts the modules of the groups."""
+        for name, port in self._prompts.items():
+            port.run, port.each = run, prompts[name]
         for place in self._places:
             place.run = run
         if self._stubs:
@@ -164,6 +174,8 @@ class Twin:
 
     def leave(self) -> None:
         """Forget the run."""
+        for port in self._prompts.values():
+            port.run, port.each = None, ()
         for place in self._places:
             place.run = None
         for stub in self._stubs:
@@ -214,13 +226,13 @@ def _replaying(kind: type[nn.Module], backend: str | None = None) -> Callable[..
             return forward(module, *args, **kwargs)
         given = leaves_of({**dict(enumerate(args)), **kwargs})
         if replay.at < len(replay.outputs):
-            known, output = replay.outputs[replay.at]
-            if _equal(known, given):
+            known, output, marks = replay.outputs[replay.at]
+            if _equal(known, given) and marks == _marks(known, output):
                 replay.at += 1
                 return output
         output = forward(module, *args, **kwargs)
         del replay.outputs[replay.at :]
-        replay.outputs.append((given, output))
+        replay.outputs.append((given, output, _marks(given, output)))
         replay.at += 1
         return output
 
@@ -229,6 +241,12 @@ def _replaying(kind: type[nn.Module], backend: str | None = None) -> Callable[..
 
 def _equal(known: Mapping[Any, Any], given: Mapping[Any, Any]) -> bool:
     return known.keys() == given.keys() and all(_same(known[k], given[k]) for k in known)
+
+
+def _marks(given: Mapping[Any, Any], output: Any) -> list[int]:
+    """Return what shows that a tensor was changed in place since."""
+    leaves = [*given.values(), *leaves_of(output).values()]
+    return [t._version for t in leaves if isinstance(t, Tensor) and not t.is_inference()]
 
 
 def _same(a: Any, b: Any) -> bool:

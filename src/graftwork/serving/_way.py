@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from graftwork.deltas import BaseLike, place_of
 from graftwork.serving._groups import Group
@@ -12,10 +14,15 @@ from graftwork.serving._layout import Rows, Unclear
 from graftwork.serving._probe import Called
 from graftwork.serving._sites import Site, holders_of, sites_of
 
-APART = ("prompt", "prefix")
-"""Kinds of ports that change the length of a row: such groups run by themselves."""
-ANY_SIZE = ("head",)
-"""Kinds of ports whose outputs may have different widths in one batch."""
+LONGER = ("prompt", "prefix")
+"""Kinds of ports that change the length of a row: groups with equal lengths share a forward."""
+
+
+class Tried(Protocol):
+    """How modules and ports were called."""
+
+    tried: dict[str, Called]
+    ports: dict[frozenset[str], Mapping[str, Called]]
 
 
 @dataclass(slots=True, eq=False)
@@ -30,6 +37,8 @@ class Way:
         places: mounted port -> module that it follows, layout of that module's output.
         ports: mounted ports.
         whole: why the call must run once for each group; "" where it need not.
+        ports_called: names of ports of a call -> how each of them is called.
+        number: tells ways apart.
     """
 
     sites: tuple[Site, ...]
@@ -39,6 +48,8 @@ class Way:
     places: Mapping[str, tuple[str, Rows]]
     ports: tuple[str, ...]
     whole: str
+    ports_called: Mapping[frozenset[str], Mapping[str, Called]]
+    number: int = field(default_factory=itertools.count().__next__)
 
     @property
     def parameters(self) -> frozenset[str]:
@@ -55,18 +66,16 @@ class Way:
         return near and needed <= known and set(ports) == set(self.ports)
 
 
-def make_way(
-    base: BaseLike, touched: Iterable[str], ports: Iterable[str], tried: Mapping[str, Called]
-) -> Way:
+def make_way(base: BaseLike, touched: Iterable[str], ports: Iterable[str], kind: Tried) -> Way:
     """Return how batches run.
 
     Args:
         base: the base.
         touched: live parameters that change.
         ports: mounted ports.
-        tried: how each module was called.
+        kind: how each module and port was called.
     """
-    touched = tuple(touched)
+    touched, tried = tuple(touched), dict(kind.tried)
     sites = sites_of(base.model, touched, tried)
     whole = next((site.why for site in sites if site.kind == "call"), "")
     apart = [site.path for site in sites if site.kind == "groups"]
@@ -98,7 +107,7 @@ def make_way(
         )
         for site in sites
     }
-    return Way(sites, holders, covered, inside, places, tuple(mounts), whole)
+    return Way(sites, holders, covered, inside, places, tuple(mounts), whole, kind.ports)
 
 
 def _within(path: str, around: str) -> bool:
@@ -122,34 +131,38 @@ def _module_of(base: BaseLike, port: str) -> str:
     return base.names[tensor].parameter.rpartition(".")[0]
 
 
-def runs_apart(group: Group) -> bool:
-    """Return whether a group cannot share a forward with others."""
-    return any(
-        port.kind in APART for held, _ in group.members for port in held.frame.ports.values()
+def lengthened(group: Group) -> tuple[tuple[str, str, str], ...]:
+    """Return the ports that make a row longer: name, kind, and config, which says by how much.
+
+    Groups share a forward only where these are equal.
+    """
+    return tuple(
+        (name, port.kind, json.dumps(dict(port.config), sort_keys=True))
+        for held, _ in group.members
+        for name, port in sorted(held.frame.ports.items())
+        if port.kind in LONGER
     )
 
 
 def mounted_ports(group: Group) -> list[str]:
-    """Return the names of the ports that run inside the base."""
+    """Return the names of the ports that follow a module of the base."""
     return [
         name
         for held, _ in group.members
         for name, port in held.frame.ports.items()
-        if place_of(name, port.kind)
+        if place_of(name, port.kind) and port.kind not in LONGER
     ]
 
 
 def called_ports(group: Group) -> dict[str, str]:
     """Return the ports that calls run: name -> what must be equal for groups to share a call.
 
-    Heads may differ in anything; ports that give inputs must give the same shapes.
+    Where heads differ in size, what a call does after them (softmax, argmax) may not see columns
+    that a row's head does not have.
     """
-    found = {}
-    for held, _ in group.members:
-        for name, port in held.frame.ports.items():
-            if not place_of(name, port.kind):
-                same = (
-                    "" if port.kind in ANY_SIZE else json.dumps(dict(port.config), sort_keys=True)
-                )
-                found[name] = f"{port.kind} {same}"
-    return found
+    return {
+        name: f"{port.kind} {json.dumps(dict(port.config), sort_keys=True)}"
+        for held, _ in group.members
+        for name, port in held.frame.ports.items()
+        if not place_of(name, port.kind)
+    }
