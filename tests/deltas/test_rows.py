@@ -16,7 +16,7 @@ from tests.battery.models import CASES, Case, Experts
 from torch import Tensor, nn
 
 from graftwork._batch import Batch
-from graftwork._errors import DeltaError, FingerprintError, UnsupportedError, UnusedTensorError
+from graftwork._errors import DeltaError, FingerprintError, UnusedTensorError
 from graftwork.bases import Base, load
 from graftwork.deltas import Delta, Fingerprint, Update, port_of, run_rows
 from graftwork.nn import Bottleneck, Prompt
@@ -181,9 +181,30 @@ def test_law03_batches_and_lists_must_agree() -> None:
         run_rows(held.base, [[]] * 3, held.batch, call(held.case))
     with pytest.raises(DeltaError, match=r"returned shape \(2,\) for a group of 8 rows"):
         run_rows(held.base, [[]] * 8, held.batch, lambda m, p, i: torch.zeros(2))
-    packed = Batch({"x": torch.zeros(4, 2)}, None, torch.arange(2), torch.tensor([0, 0, 1, 1]))
-    with pytest.raises(UnsupportedError, match="packed rows"):
-        run_rows(held.base, [[], []], packed, call(held.case))
+
+
+def test_packed_rows_come_with_row_of_and_equal_rows_alone() -> None:
+    base = load(nn.Linear(2, 3))
+    shape = (3, 2)
+    delta = Delta(
+        {"weight": Update(shape, dense=torch.ones(shape))},
+        fingerprint=Fingerprint(base.prints(["weight"])),
+    )
+    sizes = [2, 1, 3]
+    points = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    row_of = torch.arange(3).repeat_interleave(torch.tensor(sizes))
+    batch = Batch({"x": points}, None, torch.arange(3), row_of)
+
+    def pooled(module: nn.Module, ports: nn.ModuleDict, inputs: Any) -> Tensor:
+        out = module(inputs["x"])
+        rows = int(inputs["row_of"].max()) + 1
+        return torch.zeros(rows, 3).index_add_(0, inputs["row_of"], out)
+
+    outputs = run_rows(base, [[(delta, 1.0)], [], [(delta, -2.0)]], batch, pooled)
+    for row, (points_of, factor) in enumerate(zip(points.split(sizes), (1, 0, -2), strict=True)):
+        weight = base.model.weight + factor * torch.ones(shape)
+        expected = (points_of @ weight.T + base.model.bias).sum(0)
+        torch.testing.assert_close(outputs[row], expected)
 
 
 def test_law03_heads_of_different_shapes_in_one_row_are_an_error() -> None:

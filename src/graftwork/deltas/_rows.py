@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from graftwork._batch import Batch
-from graftwork._errors import DeltaError, UnsupportedError, UnusedTensorError
+from graftwork._errors import DeltaError, UnusedTensorError
 from graftwork.deltas._delta import BaseLike
 from graftwork.deltas._plan import Weighted
 from graftwork.deltas._port_mix import combine_ports
@@ -35,7 +35,7 @@ def run_rows(base: BaseLike, rows: Sequence[Weighted], batch: Batch, call: Call)
         base: a base.
         rows: for each row its list of (delta, weight). An empty list means the base alone: the
             output is what `call` gives with no ports.
-        batch: B rows, B = len(rows).
+        batch: B rows, B = len(rows). Packed ones come to `call` with `row_of` among the inputs.
         call: runs the adapted module and the ports on the rows of one group.
 
     Returns:
@@ -46,16 +46,16 @@ def run_rows(base: BaseLike, rows: Sequence[Weighted], batch: Batch, call: Call)
             cannot be mixed, or a `call` that returns another number of rows.
         UnusedTensorError: a touched tensor or a port was not consumed by its group's forward.
         FingerprintError: a delta was made for another base.
-        UnsupportedError: rows are packed (`row_of`).
     """
     if len(rows) != len(batch):
         raise DeltaError(f"{len(rows)} lists of deltas for a batch of {len(batch)} rows")
-    if batch.row_of is not None:
-        raise UnsupportedError("packed rows (row_of) cannot be split by task here; pad them")
     outputs: list[Tensor | None] = [None] * len(rows)
     for members in _groups(rows).values():
         group = batch.select(torch.tensor(members, device=batch.rows.device))
-        result = _run_group(base, rows[members[0]], group.inputs, call)
+        inputs = dict(group.inputs)
+        if group.row_of is not None:
+            inputs["row_of"] = group.row_of
+        result = _run_group(base, rows[members[0]], inputs, call)
         if result.shape[:1] != (len(members),):
             raise DeltaError(
                 f"call returned shape {tuple(result.shape)} for a group of {len(members)} rows"
