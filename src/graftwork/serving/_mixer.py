@@ -28,7 +28,7 @@ from graftwork.serving._prepared import Prepared, Supports, prepare
 from graftwork.serving._probe import Call
 from graftwork.serving._report import Report
 from graftwork.serving._residency import ReadAhead, Residency
-from graftwork.serving._way import runs_apart
+from graftwork.serving._way import lengthened
 
 RowLists = Sequence[Sequence[tuple[str, float]]]
 """For each row its list of (key of a delta, weight)."""
@@ -150,8 +150,8 @@ class Mixer:
         pinned: list[str] = []
         try:
             groups = {key: self._group(key, pinned) for key in members}
-            # groups that run by themselves stand last
-            keys = sorted(members, key=lambda key: (runs_apart(groups[key]), key))
+            # groups that share a forward stand together
+            keys = sorted(members, key=lambda key: (lengthened(groups[key]), key))
             order = [index for key in keys for index in members[key]]
             plan = Plan(
                 tuple(groups[key] for key in keys),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from graftwork._batch import Batch
 from graftwork.serving._groups import Group, Span, Spans
 from graftwork.serving._layout import leaves_of
-from graftwork.serving._way import runs_apart
+from graftwork.serving._way import lengthened
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -40,15 +41,11 @@ def spans_of(sizes: Sequence[int], batch: Batch) -> Spans:
 
 
 def stretches(plan: Plan) -> Iterator[tuple[tuple[Group, ...], tuple[int, ...]]]:
-    """Yield groups that run together, with their sizes, in the plan's order."""
-    together = [g for g, group in enumerate(plan.groups) if not runs_apart(group)]
-    if together:
-        yield (
-            tuple(plan.groups[g] for g in together),
-            tuple(plan.sizes[g] for g in together),
-        )
-    for g in range(len(together), len(plan.groups)):
-        yield (plan.groups[g],), (plan.sizes[g],)
+    """Yield groups that share a forward, with their sizes, in the plan's order."""
+    pairs = zip(plan.groups, plan.sizes, strict=True)
+    for _, found in itertools.groupby(pairs, key=lambda pair: lengthened(pair[0])):
+        groups, sizes = zip(*found, strict=True)
+        yield groups, sizes
 
 
 def filled(batch: Batch, sizes: Sequence[int]) -> tuple[Batch, tuple[int, ...]]:
