@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from graftwork._errors import GraftworkError
+from graftwork.bases import load
 from graftwork.deltas import view
 from graftwork.tuning import TUNERS, Bottlenecks, Tuner, as_delta
 from tests.battery.models import Experts
@@ -59,8 +60,10 @@ def _floats(*shape: int) -> Callable[[], Tensor]:
     return lambda: torch.randn(*shape)
 
 
+IN_8_BITS = "linear in 8 bits"
 KINDS: Mapping[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "linear": (lambda: nn.Sequential(nn.Linear(16, 8)), _floats(4, 16)),
+    IN_8_BITS: (lambda: nn.Sequential(nn.Linear(16, 8)), _floats(4, 16)),
     "Conv1D (GPT-2)": (Transposed, _floats(4, 16)),
     "convolution": (lambda: nn.Sequential(nn.Conv2d(4, 8, 3)), _floats(2, 4, 5, 5)),
     "embedding": (lambda: nn.Sequential(nn.Embedding(6, 16)), lambda: torch.arange(6)[None]),
@@ -80,7 +83,8 @@ def works(tuner: Tuner, kind: str, dtype: torch.dtype) -> bool:
     build, inputs = KINDS[kind]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        base, x = plain_base(build().to(dtype)), inputs()
+        module, x = build().to(dtype), inputs()
+    base = load(module, quantise="int8") if kind == IN_8_BITS else plain_base(module)
     x = x.to(dtype) if x.is_floating_point() else x
     try:
         trained = _train(tuner, base, x)
@@ -142,7 +146,9 @@ HEAD = """# What works with what
 Made by `python -m tests.battery.capabilities`, and held up to date by a test: in every cell but
 "no" the tuner was trained for some steps, its delta changed what the module gives, and the view of
 the delta on the base gives the same. "all" means a base in 64 and 32 bits, bfloat16 and float16, on
-the CPU; "no" means that graftwork refuses and says why, never that nothing happens.
+the CPU; "no" means that graftwork refuses and says why, never that nothing happens. In
+the column "linear in 8 bits" the type is the one that the layer computes in ([Bases in 16 and 8
+bits](narrow.md)).
 
 A tuner trains what suits it: BitFit finds biases only, low-rank terms and IA3 need matrices,
 bottlenecks follow layers that a module calls and whose outputs are features last. Of the experts

@@ -13,6 +13,7 @@ from tests.battery import capabilities
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::graftwork.tuning.TuningWarning")
 def test_the_page_is_up_to_date() -> None:
+    pytest.importorskip("torchao.quantization", reason="needs the extra 'int8'")
     shown = capabilities.PAGE.read_text(encoding="utf-8")
     assert shown == capabilities.page(), "python -m tests.battery.capabilities"
 
