@@ -318,6 +318,17 @@ def test_what_is_cut_is_counted_and_prompts_never_are(gpt2: Base) -> None:
         predict(gpt2, delta, [{"prompt": "a b c d e f g h i"}])
 
 
+def test_a_first_row_that_is_too_long_to_be_answered_is_learnt_from(gpt2: Base) -> None:
+    rows = Table({"text": ["The cat says " * 30, "moo"]})
+    task = made(gpt2, rows)
+    assert [len(ids) for ids, _ in rows_of(task)] == [64, 3]
+    longest = chats(1)["messages"][0] * 4
+    config = TaskConfig(kind="text", max_length=40)
+    ids, targets = rows_of(made(gpt2, Table({"messages": [longest]}), config))[0]
+    whole_ids, whole = naive_conversation(gpt2, longest, last=False)
+    assert (ids, targets) == (whole_ids[:40], [*whole[:39], N])
+
+
 def test_messages_may_be_json_and_end_with_the_answer_to_be_said(gpt2: Base) -> None:
     import json
 

@@ -36,7 +36,7 @@ from graftwork.models import ModelConfig
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 POOLINGS = ("mean", "cls", "max", "last", "none")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_HUB_FILES = ("*.json", "*.txt", "*.model", "model*.safetensors", "*/config.json")
+_HUB_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "model*.safetensors", "*/config.json")
 
 
 def load(

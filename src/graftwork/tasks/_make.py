@@ -24,6 +24,7 @@ from graftwork.tasks._comparisons import (
 from graftwork.tasks._config import TaskConfig
 from graftwork.tasks._encoded import ArrayInput
 from graftwork.tasks._faults import cannot_call, check_rest
+from graftwork.tasks._learn import encode_rows
 from graftwork.tasks._readers import read
 from graftwork.tasks._sequence_evaluator import scorer_for
 from graftwork.tasks._sequence_task import check_language_model, sequence_signature, with_form
@@ -353,7 +354,7 @@ def _ports(
     ports = {} if input is None else {INPUT_PORT: input}
     width = _width(base, signature, train, ports)
     if signature.kind == "text":
-        check_language_model(base, signature, train)
+        check_language_model(base, signature)
         return ports
     if signature.head is None:
         if width != signature.outputs:
@@ -376,7 +377,8 @@ def _width(
     base: TaskBase, signature: Signature, train: Table, specs: Mapping[str, PortSpec]
 ) -> int:
     """Return the width of features (or outputs), found by sending one row through the base."""
-    encoded = signature.encode_table(base, train.take([0]))
+    # Rows to learn from may be longer than those to answer, whose end would have no room.
+    encoded = encode_rows(signature, base, train.take([0])).encoded
     device = next((p.device for p in base.model.parameters()), torch.device("cpu"))
     inputs = {k: v.to(device) for k, v in encoded.collate(np.zeros(1, np.int64)).items()}
     with torch.random.fork_rng(devices=[]):
