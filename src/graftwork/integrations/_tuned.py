@@ -22,6 +22,12 @@ from graftwork.tuning import Attachment, Role, Stage, StoredType, Tuner, TuningW
 
 _STATE, _STAGE, _ORIGIN = "tuned/", "stage", "origin"
 
+_OF_THE_MODEL = (
+    *("add_model_tags", "base_model", "generation_config"),
+    *("get_input_embeddings", "get_output_embeddings"),
+)
+"""What loops ask of a transformers model (TRL runs its backbone and output layer by themselves)."""
+
 
 class TunedModule(nn.Module):
     """Run like the base's model; its parameters are what the tuner trains in its present stage.
@@ -77,7 +83,7 @@ class TunedModule(nn.Module):
         self._registered: dict[Role, list[str]] = {}
         self._optimiser: torch.optim.Optimizer | None = None
         self._settled: AbstractContextManager[nn.Module] | None = None
-        self._prepared = False
+        self._prepared = self._running = False
         self._checkpointing: dict[str, Any] | None = None
         self._attachment: Attachment = tuner.attach(base, self._targets, seed=seed)
         self._enter()
@@ -269,14 +275,40 @@ class TunedModule(nn.Module):
         if settled is not None:
             settled.__exit__(None, None, None)
 
+    def __getattr__(self, name: str) -> Any:
+        """Return, of the few names that loops ask of a transformers model, the running model's."""
+        if name in _OF_THE_MODEL and "_attachment" in vars(self):
+            return getattr(self.module, name)
+        return super().__getattr__(name)
+
     def _run(self, *args: Any, **inputs: Any) -> Any:
+        self._check_prepared()
+        self._running = True
+        try:
+            return self.module(*args, **inputs)
+        finally:
+            self._running = False
+
+    def _check_backbone(self, *_: Any) -> None:
+        """Check a call of the backbone, which a loop may make past `forward`."""
+        if self._running:
+            return
+        self._check_prepared()
+        bypassed = [n for n in self._attachment.ports() if n.startswith(("prompt:", "prefix:"))]
+        if bypassed:
+            raise UnsupportedError(
+                "the loop runs the backbone by itself (base_model), past the port "
+                f"{bypassed[0]!r}, which is put in before the whole model: take a tuner of weights "
+                "for this loop"
+            )
+
+    def _check_prepared(self) -> None:
         if self.training and not self._prepared:
             raise TrainingError(
                 "a training forward pass outside an update: give the Trainer "
                 "callbacks=[DeltaCallback(model)], or call prepare() before and collect() after "
                 "the backward passes of each update; for evaluation call eval()"
             )
-        return self.module(*args, **inputs)
 
     def _shadow_forward(self) -> None:
         """Give the instance a forward with the base's own signature: loops read it for columns."""
@@ -308,6 +340,9 @@ class TunedModule(nn.Module):
         self.heads.requires_grad_("head" in rates)
         self._prepared = False
         self._checkpoint()
+        backbone = getattr(self.module, "base_model", None)
+        if isinstance(backbone, nn.Module) and backbone is not self.module:
+            backbone.register_forward_pre_hook(self._check_backbone)
         self.module.train(self.training)
 
     def _regroup(self) -> None:

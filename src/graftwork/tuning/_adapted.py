@@ -77,9 +77,14 @@ class _Slot:
     """One weight with trained terms, at one of the places that hold it."""
 
     def __init__(
-        self, module: nn.Module, targets: Sequence[Trained], pending: set[str], dropout: float
+        self,
+        module: nn.Module,
+        targets: Sequence[Trained],
+        watched: tuple[set[str], set[str]],
+        dropout: float,
     ) -> None:
-        self._module, self._targets, self._pending = module, targets, pending
+        self._module, self._targets = module, targets
+        self._pending, self._blind = watched
         self._dropout, self.runs_as_branch = dropout, False
         self.name = targets[0].piece.parameter
 
@@ -108,6 +113,9 @@ class _Slot:
                 f"{self.name!r} is read by a kernel instead of run by its layer, so dropout on its "
                 "branch has no place: set dropout to 0, or leave it out of the targets"
             )
+        if self._module.training and not torch.is_grad_enabled():
+            # a function with a backward of its own has no graph to send gradients through
+            self._blind.add(self.name)
         self.consumed()
         return self.adapted(parameter)
 
@@ -152,6 +160,7 @@ class Adapted(Attachment):
         self._unused, self._dropout, self._merge = unused, dropout, dict(merge or {})
         self._pending = {*(target.name for target in targets), *self._inside}
         self._all = frozenset(self._pending)
+        self._blind: set[str] = set()
         self.module = shared_copy(base.model)
         self._branches = 0
         self._bind()
@@ -174,7 +183,7 @@ class Adapted(Attachment):
                     "it out of the targets"
                 )
             for (module, leaf), consumer in zip(places, consumers, strict=True):
-                slot = _Slot(module, held, self._pending, self._dropout)
+                slot = _Slot(module, held, (self._pending, self._blind), self._dropout)
                 slots.setdefault(module, {})[leaf] = slot
                 if runs and consumer is not None:
                     slot.runs_as_branch = True
@@ -207,6 +216,7 @@ class Adapted(Attachment):
 
     def prepare(self, progress: float, *, seed: int) -> None:  # noqa: ARG002  (nothing is drawn)
         """Note the present norms, where a scale is relative to them."""
+        self._blind.clear()
         self._refresh()
 
     def _refresh(self) -> None:
@@ -221,8 +231,14 @@ class Adapted(Attachment):
 
         Raises:
             TrainingError: the loss does not depend on any target.
-            UnusedTensorError: a target was not consumed.
+            UnusedTensorError: a target was not consumed, or was read without gradients.
         """
+        if self._blind:
+            raise UnusedTensorError(
+                f"{min(self._blind)!r} was read without gradients in a training step, by a "
+                "function with a backward pass of its own or under no_grad, so what is tuned of it "
+                "would not learn from that: leave it out of the targets"
+            )
         training = [parameter for parameter in self if parameter.requires_grad]
         if training and all(parameter.grad is None for parameter in training):
             names = [*(target.name for target in self._targets), *self._inside]
