@@ -130,3 +130,15 @@ def test_a_base_without_a_head_is_refused(place, tmp_path, capsys):
     words[2] = str(place / "bert")
     assert main([*words, "--out", str(tmp_path / "run")]) == 2
     assert "has no language-model head: 'cls" in " ".join(capsys.readouterr().err.split())
+
+
+def test_rebase_and_card_of_a_text_delta(place, tmp_path):
+    run = place / "run-llama-chats"
+    if not run.exists():
+        run = adapt(place, "llama", "chats", "text", "--steps", "20")
+    assert "lm_head.weight" in deltas.load(run / "delta.safetensors").updates
+    moved = tmp_path / "moved.safetensors"
+    words = ["rebase", str(run), "--to", str(place / "llama"), "--out", str(moved)]
+    assert main(words) == 0
+    assert main(["export", str(run), "--to", "card", "--out", str(tmp_path / "README.md")]) == 0
+    assert "bases.load_language_model(" in (tmp_path / "README.md").read_text()

@@ -49,13 +49,14 @@ def main(words: list[str]) -> None:
     from graftwork import bases, deltas
 
     old = load_base(flags.delta, delta, flags.base, "cpu")
-    new = bases.load(
-        flags.to,
-        device="cpu",
-        pooling=old.pooling,
-        max_length=old.max_length,
-        quantise=flags.quantise,
-    )
+    if delta.signature.get("kind") == "text":
+        new = bases.load_language_model(
+            flags.to, max_length=old.max_length, quantise=flags.quantise
+        )
+    else:
+        new = bases.load(
+            flags.to, pooling=old.pooling, max_length=old.max_length, quantise=flags.quantise
+        )
     found = deltas.rebase(delta, old, new)
     deltas.save(found.delta, flags.out)
     if flags.json:

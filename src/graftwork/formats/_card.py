@@ -35,7 +35,7 @@ def model_card(delta: Delta, base: str, *, merged: bool = False, name: str | Non
         _front(delta, base, merged),
         f"# {title}\n",
         _summary(delta, base, merged),
-        _use(base, merged),
+        _use(base, merged, delta.signature.get("kind")),
         _task(delta.signature),
         _metrics(delta.provenance),
         _made(delta),
@@ -76,13 +76,14 @@ def _summary(delta: Delta, base: str, merged: bool) -> str:
     )
 
 
-def _use(base: str, merged: bool) -> str:
+def _use(base: str, merged: bool, kind: Any) -> str:
     if merged:
         return "Load it with transformers as any model folder.\n"
+    load = "load_language_model" if kind == "text" else "load"
     return (
         "```python\n"
         "from graftwork import bases, deltas\n\n"
-        f"base = bases.load({json.dumps(base)})\n"
+        f"base = bases.{load}({json.dumps(base)})\n"
         'model = deltas.view(base, deltas.load("delta.safetensors"))\n'
         "```\n\n"
         "The file carries a fingerprint of each tensor it changes; on another base it raises an "
