@@ -226,6 +226,18 @@ def test_one_large_group_among_many_small_ones() -> None:
     close(y, want, scale)
 
 
+@pytest.mark.parametrize("tile", TILES[1:], ids=["single", "short", "long"])
+def test_groups_that_begin_and_end_within_a_tile(tile: RowTile) -> None:
+    # 19 positions from 15 on lie in three aligned tiles of 16, though two would hold them.
+    batch = Batch(sizes=(15, 19, 1), around=(0, 2), out=5, width=6)
+    y, x, bounds = batch.tensors()
+    crow, cols = batch.support(3)
+    values = torch.randn(cols.numel())
+    want, scale = sparse_by_loop(batch, y, x, crow, cols, values)
+    launch(tile, False, y, x, bounds, crow, cols, values)
+    close(y, want, scale)
+
+
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
 @pytest.mark.parametrize("tile", TILES[1:], ids=["single", "short", "long"])
 def test_law06_a_group_takes_nothing_from_its_neighbours(tile: RowTile, shared: bool) -> None:
