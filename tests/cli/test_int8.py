@@ -1,6 +1,7 @@
 """A run over a base in 8 bits from the command line: train, predict, move, predict."""
 
 import contextlib
+import html
 import io
 import json
 
@@ -18,6 +19,8 @@ def test_adapt_predict_and_rebase(base, reviews, tmp_path, capsys):
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         assert main(words) == 0
     text = ["--text", "a good film ."]
+    shown = html.unescape((run / "report.html").read_text(encoding="utf-8"))
+    assert f"load_base({base!r}, quantise='int8')" in shown
     # the delta says how its base is held
     assert main(["predict", str(run), *text]) == 0
     assert main(["predict", str(run / "delta.safetensors"), *text, "--base", base]) == 0

@@ -65,7 +65,7 @@ def report_of(run: RunFolder, result: Mapping[str, Any], ledger: Inspection, tit
             **({"unreached": result["unreached"]} if result.get("unreached") else {}),
             "threads": result.get("threads"),
         },
-        commands=_commands(run.path, result["outcome"]["file"], str(base), ledger),
+        commands=_commands(run.path, result["outcome"]["file"], _loading(run, str(base)), ledger),
     )
 
 
@@ -132,7 +132,14 @@ def _example(field: str, form: str | None) -> Any:
     return [{"role": "user", "content": text}] if form == "messages" else text
 
 
-def _commands(folder: Path, file: str, base: str, ledger: Inspection) -> list[tuple[str, str]]:
+def _loading(run: RunFolder, base: str) -> str:
+    """Return the arguments that load the base as the run had it."""
+    options = (run.config() or {}).get("base_options") or {}
+    held = options.get("quantise")
+    return repr(base) if held is None else f"{base!r}, quantise={held!r}"
+
+
+def _commands(folder: Path, file: str, loading: str, ledger: Inspection) -> list[tuple[str, str]]:
     fields = [str(name) for name in ledger.signature.get("fields", ())]
     texts = " ".join(f'"{name.upper()}"' for name in fields)
     language = ledger.signature.get("language") or {}
@@ -143,7 +150,7 @@ def _commands(folder: Path, file: str, base: str, ledger: Inspection) -> list[tu
     also = "from graftwork.bases import load_language_model\n" if language else ""
     python = (
         f"from graftwork import {names}\n{also}\n"
-        f"base = {load}({base!r})\n"
+        f"base = {load}({loading})\n"
         f"delta = load_delta({str(folder / file)!r})\n"
         f"predict(base, delta, [{record}])"
     )
