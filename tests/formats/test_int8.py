@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel
 from graftwork._errors import FingerprintError, UnsupportedError
 from graftwork.bases import load
 from graftwork.deltas import Delta, Update, fingerprint_of, float_of, is_int8, rebase, view
-from graftwork.formats import export_merged, import_peft
+from graftwork.formats import export_merged, import_peft, model_card
 
 pytest.importorskip("torchao.quantization", reason="needs the extra 'int8'")
 
@@ -33,6 +33,7 @@ def test_nothing_merges_into_8_bits_and_the_way_out_works(tmp_path: Path):
     with pytest.raises(UnsupportedError, match=r"holds 13 tensors in 8 bits.*rebase"):
         export_merged(delta, eight, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+    assert 'bases.load("org/base", quantise="int8")' in model_card(delta, "org/base")
     assert export_merged(rebase(delta, eight, floating).delta, floating, tmp_path / "merged").exact
 
 

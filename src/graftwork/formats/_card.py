@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from graftwork.deltas import Delta, inspect
+from graftwork.deltas import QUANTISE, Delta, inspect
 
 CARD = "README.md"
 
@@ -35,7 +35,7 @@ def model_card(delta: Delta, base: str, *, merged: bool = False, name: str | Non
         _front(delta, base, merged),
         f"# {title}\n",
         _summary(delta, base, merged),
-        _use(base, merged, delta.signature.get("kind")),
+        _use(delta, base, merged),
         _task(delta.signature),
         _metrics(delta.provenance),
         _made(delta),
@@ -76,14 +76,16 @@ def _summary(delta: Delta, base: str, merged: bool) -> str:
     )
 
 
-def _use(base: str, merged: bool, kind: Any) -> str:
+def _use(delta: Delta, base: str, merged: bool) -> str:
     if merged:
         return "Load it with transformers as any model folder.\n"
-    load = "load_language_model" if kind == "text" else "load"
+    load = "load_language_model" if delta.signature.get("kind") == "text" else "load"
+    held = delta.fingerprint.processing.get(QUANTISE)
+    how = "" if held is None else f", {QUANTISE}={json.dumps(held)}"
     return (
         "```python\n"
         "from graftwork import bases, deltas\n\n"
-        f"base = bases.{load}({json.dumps(base)})\n"
+        f"base = bases.{load}({json.dumps(base)}{how})\n"
         'model = deltas.view(base, deltas.load("delta.safetensors"))\n'
         "```\n\n"
         "The file carries a fingerprint of each tensor it changes; on another base it raises an "
