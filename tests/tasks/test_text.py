@@ -11,7 +11,13 @@ import torch
 from tests.tasks.sequences import SOUNDS, TEMPLATE, chats, learn, sounds, text_tokenizer
 from transformers import GPT2LMHeadModel
 
-from graftwork._errors import ConfigError, FingerprintError, InputError, UnsupportedError
+from graftwork._errors import (
+    ConfigError,
+    DeltaError,
+    FingerprintError,
+    InputError,
+    UnsupportedError,
+)
 from graftwork.bases import Base, load
 from graftwork.bases._tokenizer import tokenizer_prints
 from graftwork.deltas import dumps, loads, view
@@ -31,6 +37,7 @@ from graftwork.tuning import BitFit, LoRA, PromptTuning
 
 TEXT = TaskConfig(kind="text", max_new_tokens=8)
 N, EOS, BOS, START, END = -100, 0, 1, 2, 3
+LANGUAGE = {"form": "text", "end": "<eos>", "turns": "all", "max_new_tokens": 8}
 
 
 def made(base: Base, table: Table, config: TaskConfig = TEXT) -> Task:
@@ -416,7 +423,36 @@ def test_language_inputs_are_checked() -> None:
     ):
         with pytest.raises(InputError, match=message):
             Signature(**{**fields, "language": language, **changes})
-    with pytest.raises(InputError, match="unknown form of text 'completions'; did you mean"):
-        LanguageInput("completions", "<eos>")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="max_new_tokens 0 must be 1 or more"):
         LanguageInput("text", "<eos>", max_new_tokens=0)
+    with pytest.raises(InputError, match=r"language.end is empty"):
+        LanguageInput("text", "")
+
+
+@pytest.mark.usefixtures("untyped")
+def test_unknown_forms_are_named() -> None:
+    with pytest.raises(InputError, match="unknown form of text 'completions'; did you mean"):
+        LanguageInput("completions", "<eos>")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="unknown turns 'lst'; did you mean 'last'"):
+        LanguageInput("messages", "<eos>", "lst")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"language": {}}, "language: the key 'form' is missing"),
+        ({"language": [1]}, "'language' must be a mapping or null"),
+        ({"language": {**LANGUAGE, "max_new_tokens": True}}, "'max_new_tokens' must be an integer"),
+        ({"language": {**LANGUAGE, "begin": "x"}}, "language: unknown key 'begin'"),
+        ({"language": {**LANGUAGE, "max_new_tokens": -1}}, "max_new_tokens -1 must be 1 or more"),
+        ({"language": None}, "goes with the call 'language'"),
+        ({"kind": "vector"}, "'vector' does not go with the call 'language'"),
+    ],
+)
+def test_malformed_signatures_are_named(change: dict[str, Any], message: str) -> None:
+    language = LanguageInput("text", "<eos>")
+    made = Signature(
+        kind="text", call="language", fields=("t",), targets=(), head=None, language=language
+    )
+    with pytest.raises(DeltaError, match=message):
+        Signature.from_json({**made.to_json(), **change})
