@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tests.deltas.test_rows import POOL, Setting, call, setting
 
 from graftwork._errors import UnusedTensorError
 from graftwork.deltas import run_rows
 from graftwork.serving import Mixer, MixerConfig, Report
 from graftwork.serving._operator import GROUPS, RUNS
+from tests.deltas.test_rows import POOL, Setting, call, setting
 
 Rows = list[list[tuple[int, float]]]
 

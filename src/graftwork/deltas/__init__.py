@@ -71,6 +71,8 @@ from graftwork.deltas._quantise import quantise as quantise
 from graftwork.deltas._rebase import Rebased as Rebased
 from graftwork.deltas._rebase import RebasedTensor as RebasedTensor
 from graftwork.deltas._rebase import rebase as rebase
+from graftwork.deltas._rows import mark_rows as mark_rows
+from graftwork.deltas._rows import rows_differ as rows_differ
 from graftwork.deltas._rows import run_rows as run_rows
 from graftwork.deltas._seeded import seeded_counts as seeded_counts
 from graftwork.deltas._seeded import seeded_positions as seeded_positions
@@ -157,6 +159,7 @@ __all__ = [
     "load",
     "loads",
     "low_rank_between",
+    "mark_rows",
     "merge",
     "mount",
     "negate",
@@ -169,6 +172,7 @@ __all__ = [
     "replace_parameter",
     "require_consumed",
     "run_linear",
+    "rows_differ",
     "run_rows",
     "save",
     "scale",

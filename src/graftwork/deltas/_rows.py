@@ -22,6 +22,25 @@ from graftwork.deltas._view import require_consumed, view
 Call = Callable[[nn.Module, nn.ModuleDict, Any], Tensor]
 """(module, ports, inputs of B rows) -> outputs `(B, ...)`."""
 
+_DIFFER = "_graftwork_rows_differ"
+
+
+def mark_rows(module: nn.Module) -> None:
+    """Note on a copy of a base that each row of its batches may have weights of its own."""
+    vars(module)[_DIFFER] = True
+
+
+def rows_differ(module: nn.Module) -> bool:
+    """Return whether equal rows of a module may give different outputs.
+
+    A call that runs equal rows once must not do so then.
+
+    Example:
+        >>> rows_differ(nn.Linear(1, 1))
+        False
+    """
+    return _DIFFER in vars(module)
+
 
 def run_rows(base: BaseLike, rows: Sequence[Weighted], batch: Batch, call: Call) -> list[Tensor]:
     """Run each row of `batch` with its own deltas; return one output a row, in row order.

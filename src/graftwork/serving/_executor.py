@@ -22,6 +22,7 @@ from graftwork._errors import (
 from graftwork.deltas import (
     BaseLike,
     combine_ports,
+    mark_rows,
     mount,
     refuse_applied,
     run_rows,
@@ -173,6 +174,7 @@ class Executor:
             names = frozenset(called_ports(group))
             if names not in kind.ports:
                 module = shared_copy(self.base.model).eval()
+                mark_rows(module)
                 for name, own, _ in longer:
                     mount(self.base, module, name, own, self._inner_port(group, name))
                 with unchanged_buffers(module):

@@ -45,7 +45,8 @@ class Kind:
 
 
 def _both(a: Called, b: Called) -> Called:
-    return Called(_joint(a.given, b.given), _joint(a.output, b.output))
+    entries = {**b.entries, **a.entries}
+    return Called(_joint(a.given, b.given), _joint(a.output, b.output), entries)
 
 
 def _joint(a: Layouts, b: Layouts) -> Layouts:

@@ -93,9 +93,12 @@ class Unclear:
 
     Attributes:
         why: for people.
+        either: the dimension, and entries of a row in it, where both orders of entries fit: all
+            entries are the same, as those of types of tokens may be.
     """
 
     why: str
+    either: tuple[int, int] | None = None
 
 
 Layout = Rows | Shared | Unclear
@@ -174,8 +177,30 @@ def _layout(two: Tensor, three: Tensor, items: tuple[int, int] | None) -> Layout
     if not fitting:
         return Unclear("its entries depend on the other rows of the batch")
     if len(fitting) == 2 and two.shape[dim] > 2:
-        return Unclear("the rows that were tried do not tell where a row's entries are")
+        why = "the rows that were tried do not tell where a row's entries are"
+        return Unclear(why, (dim, two.shape[dim] // 2))
     return fitting[0]
+
+
+def settled(layout: Layout, orders: Mapping[int, set[bool]]) -> Layout:
+    """Return a layout whose order of entries is that of all other tensors with as many a row.
+
+    Args:
+        layout: what was found of a tensor.
+        orders: entries of a row -> whether `minor`, of all tensors of the same call that tell.
+    """
+    if not isinstance(layout, Unclear) or layout.either is None:
+        return layout
+    dim, entries = layout.either
+    known = orders.get(entries, set())
+    return Rows(dim, known.copy().pop()) if len(known) == 1 else layout
+
+
+def entries_of(tensor: Any, layout: Layout) -> int:
+    """Return how many entries a row has where 2 rows gave `tensor`; 0 where it has no rows."""
+    if not isinstance(layout, Rows) or layout.packed or not isinstance(tensor, Tensor):
+        return 0
+    return tensor.shape[layout.dim] // 2
 
 
 def _fits(two: Tensor, three: Tensor, rows: Rows) -> bool:

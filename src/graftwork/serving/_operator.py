@@ -9,13 +9,13 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from graftwork._errors import UnusedTensorError
-from graftwork.serving._layout import Rows, Shared
 from graftwork.serving._sites import Site
 from graftwork.serving._state import Run
 from graftwork.serving._together import TOGETHER
@@ -67,35 +67,33 @@ RUNS = Runs()
 
 
 @torch.library.custom_op("graftwork::rows", mutates_args=())
-def rows(x: Tensor, choice: Tensor, path: str, kind: str, width: int, dtype: torch.dtype) -> Tensor:
+def rows(x: Tensor, choice: Tensor, path: str, form: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Run a site, each row by its own weights.
 
     Args:
         x: what its module gets.
         choice: `(B,)` int64; see `Ticket`.
         path: of the site.
-        kind: of the site; "shared" for an embedding whose ids all rows share.
-        width: last dimension of the output.
+        form: of the output: dimensions of `x` that it keeps, width that is the last one, and
+            entries of each row where all rows share `x` (else 0).
         dtype: of the output.
     """
-    del kind, width
+    del form
     ticket = RUNS.find(choice)
     site, module = ticket.places[path]
-    first = site.called.first
-    layout = Rows(0) if isinstance(first, Shared) else first
-    assert isinstance(layout, Rows)
     ticket.run.consumed.add(path)
     terms = ticket.run.terms[path]
-    found = TOGETHER[site.kind](site, module, terms, ticket.run, layout, x)
+    found = TOGETHER[site.kind](site, module, terms, ticket.run, site.rows, x)
     return found.to(dtype).contiguous()
 
 
 @rows.register_fake
-def _(x: Tensor, choice: Tensor, path: str, kind: str, width: int, dtype: torch.dtype) -> Tensor:
+def _(x: Tensor, choice: Tensor, path: str, form: Sequence[int], dtype: torch.dtype) -> Tensor:
     del path
-    if kind == "shared":
-        return x.new_empty(choice.shape[0], *x.shape[1:], width, dtype=dtype)
-    shape = x.shape if kind == "embedding" else x.shape[:-1]
+    kept, width, repeat = form
+    shape: tuple[int, ...] = x.shape[:kept]
+    if repeat:
+        shape = (choice.shape[0] * repeat, *shape[1:])
     return x.new_empty(*shape, width, dtype=dtype)
 
 
@@ -104,8 +102,9 @@ class Stub:
     """What a module of a compiled base knows of its site."""
 
     path: str
-    kind: str
+    embeds: bool
     width: int
+    repeat: int
     dtype: torch.dtype
 
     @classmethod
@@ -114,14 +113,14 @@ class Stub:
         weight = module._parameters["weight"]
         assert weight is not None
         across = {"linear": 0, "layer_norm": -1}.get(site.kind, 1)
-        single = isinstance(site.called.first, Shared)
-        kind = "shared" if single else site.kind
-        return cls(site.path, kind, weight.shape[across], weight.dtype)
+        embeds = site.kind == "embedding"
+        return cls(site.path, embeds, weight.shape[across], site.repeat, weight.dtype)
 
 
 def compiled_forward(module: nn.Module, x: Tensor) -> Tensor:
     """The forward of a site in a compiled base: one operator."""
     stub: Stub = module._graftwork_stub  # type: ignore[assignment]
     choice: Tensor = module._graftwork_choice  # type: ignore[assignment]
-    out: Tensor = rows(x, choice, stub.path, stub.kind, stub.width, stub.dtype)
+    kept = x.dim() if stub.embeds else x.dim() - 1
+    out: Tensor = rows(x, choice, stub.path, [kept, stub.width, stub.repeat], stub.dtype)
     return out

@@ -11,7 +11,17 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graftwork._batch import Batch, map_tree
-from graftwork.serving._layout import Layout, Layouts, Leaves, Unclear, kept, layouts_of
+from graftwork.serving._layout import (
+    Layout,
+    Layouts,
+    Leaves,
+    Rows,
+    Unclear,
+    entries_of,
+    kept,
+    layouts_of,
+    settled,
+)
 
 Call = Callable[[nn.Module, nn.ModuleDict, Any], Tensor]
 
@@ -23,10 +33,12 @@ class Called:
     Attributes:
         given: layouts of its arguments: (position or name, ...) -> layout.
         output: layouts of what it gave.
+        entries: entries of a row in each of its arguments that has rows.
     """
 
     given: Layouts
     output: Layouts
+    entries: Mapping[tuple[Any, ...], int] = field(default_factory=dict)
 
     @property
     def first(self) -> Layout:
@@ -63,9 +75,38 @@ def probe(module: nn.Module, ports: nn.ModuleDict, batch: Batch, call: Call) -> 
         items = (int((pair.row_of == 0).sum()), int((pair.row_of == 1).sum()))
     two = _record(module, ports, pair, call)
     three = _record(module, ports, pair.select(torch.tensor([0, 1, 1])), call)
-    return {
+    found = {
         path: _called(calls, three[path], items) for path, calls in two.items() if path in three
     }
+    orders = _orders(two, found)
+    return {
+        path: Called(
+            {at: settled(layout, orders) for at, layout in called.given.items()},
+            {at: settled(layout, orders) for at, layout in called.output.items()},
+            {
+                at: entries_of(two[path][0].given[at], settled(layout, orders))
+                for at, layout in called.given.items()
+                if at in two[path][0].given
+            },
+        )
+        for path, called in found.items()
+    }
+
+
+def _orders(
+    seen: Mapping[str, Sequence[_Seen]], found: Mapping[str, Called]
+) -> dict[int, set[bool]]:
+    """Return entries of a row -> the orders of entries that tensors with so many have."""
+    orders: dict[int, set[bool]] = {}
+    for path, called in found.items():
+        first = seen[path][0]
+        for leaves, layouts in ((first.given, called.given), (first.output, called.output)):
+            for at, layout in layouts.items():
+                if isinstance(layout, Rows) and at in leaves:
+                    entries = entries_of(leaves[at], layout)
+                    if entries > 1:
+                        orders.setdefault(entries, set()).add(layout.minor)
+    return orders
 
 
 def _called(two: Sequence[_Seen], three: Sequence[_Seen], items: tuple[int, int] | None) -> Called:
@@ -132,10 +173,10 @@ def _same(mine: Leaves, other: Leaves) -> bool:
 
 
 def _changed(tensor: Tensor) -> Tensor:
-    """Return `(2, ...)` rows of which the second is turned round along its first dimension."""
+    """Return `(2, ...)` rows of which the second is turned round by one entry."""
     if tensor.dim() < 2:
         return tensor
-    return torch.stack((tensor[0], tensor[1].roll(1, 0)))
+    return torch.stack((tensor[0], tensor[1].flatten().roll(1).view_as(tensor[1])))
 
 
 @dataclass(slots=True, eq=False)

@@ -13,7 +13,7 @@ from typing import Literal
 
 from torch import nn
 
-from graftwork.serving._layout import Layout, Rows, Shared, Unclear
+from graftwork.serving._layout import Rows, Shared, Unclear
 from graftwork.serving._probe import Called
 
 Kind = Literal["linear", "conv1d", "embedding", "layer_norm", "groups", "call"]
@@ -25,6 +25,8 @@ KINDS: Mapping[str, Kind] = {
     "torch.nn.modules.normalization.LayerNorm": "layer_norm",
 }
 """Type, exactly, of a module whose groups run together -> how."""
+
+_FIRST = Rows(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ class Site:
     owned: Mapping[str, str]
     called: Called
     why: str = ""
+    rows: Rows = _FIRST
+    repeat: int = 0
 
 
 def sites_of(
@@ -93,9 +97,16 @@ def _site(
 ) -> Site:
     module = model.get_submodule(path)
     kind = KINDS.get(f"{type(module).__module__}.{type(module).__qualname__}")
+    if getattr(module, "max_norm", None) is not None:
+        kind = None
     called = tried.get(path)
-    if kind and called and _together(kind, module, called):
-        return Site(path, kind, owned, called)
+    if kind and called and isinstance(called.first, Rows):
+        return Site(path, kind, owned, called, rows=called.first)
+    if kind == "embedding" and called and isinstance(called.first, Shared) and called.first.single:
+        around = _around(path, tried)
+        if around is not None:
+            rows, repeat = around
+            return Site(path, kind, owned, called, rows=rows, repeat=repeat)
     why = f"{type(module).__name__} has no way of its own" if not kind else ""
     here = path
     while True:
@@ -110,14 +121,20 @@ def _site(
         here = here.rpartition(".")[0]
 
 
-def _together(kind: Kind, module: nn.Module, called: Called) -> bool:
-    """Return whether the groups of a module run together: it got one tensor with rows."""
-    layout = called.first
-    if kind == "embedding":
-        plain = getattr(module, "max_norm", None) is None
-        single = isinstance(layout, Shared) and layout.single
-        return plain and (isinstance(layout, Rows) or single)
-    return isinstance(layout, Rows)
+def _around(path: str, tried: Mapping[str, Called]) -> tuple[Rows, int] | None:
+    """Return where the rows stand, and entries of each, in what the module around one gets.
+
+    What is the same for all rows is broadcast to that by the module around.
+    """
+    while path:
+        path = path.rpartition(".")[0]
+        called = tried.get(path)
+        if called is None:
+            continue
+        for at, layout in called.given.items():
+            if isinstance(layout, Rows) and not layout.packed and layout.dim == 0:
+                return layout, called.entries[at]
+    return None
 
 
 def _apart(path: str, called: Called | None) -> str:
@@ -134,9 +151,3 @@ def _apart(path: str, called: Called | None) -> str:
     if not all(isinstance(layout, Rows) for layout in called.output.values()):
         return f"an output of {shown!r} has no rows"
     return ""
-
-
-def layout_of(site: Site) -> Layout:
-    """Return the layout of the one tensor that a site's module gets."""
-    layout = site.called.first
-    return Rows(0) if isinstance(layout, Shared) else layout

@@ -167,8 +167,8 @@ def embedding(
     site: Site, module: nn.Module, terms: Terms, run: Run, rows: Rows, ids: Tensor
 ) -> Tensor:
     """Return embedded ids, each row by its own table; ids that all rows share are repeated."""
-    if not isinstance(site.called.first, Rows):
-        ids = ids.expand(run.spans.rows.count, *ids.shape[1:])
+    if site.repeat:
+        ids = ids.expand(run.spans.rows.count * site.repeat, *ids.shape[1:])
     first, _, span = grouped(run, rows, ids)
     weight = module._parameters["weight"]
     assert weight is not None

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from graftwork._errors import UnusedTensorError
-from graftwork.deltas import BaseLike, bind, is_int8, mount, shared_copy
+from graftwork.deltas import BaseLike, bind, is_int8, mark_rows, mount, shared_copy
 from graftwork.serving._apart import run_apart
-from graftwork.serving._layout import Rows, Shared, leaves_of
+from graftwork.serving._layout import leaves_of
 from graftwork.serving._operator import RUNS, Stub, Ticket, compiled_forward
 from graftwork.serving._rowports import RowPrompt
 from graftwork.serving._sites import Site
@@ -127,6 +127,7 @@ class Twin:
         backend: str | None = None,
     ) -> None:
         self.module = shared_copy(model).eval()
+        mark_rows(self.module)
         self._places: list[_Place] = []
         self._stubs: list[nn.Module] = []
         self._prompts: dict[str, RowPrompt] = {}
@@ -200,11 +201,8 @@ def _forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return run_apart(
             site.path, terms.modules, site.called.given, site.called.output, run, (args, kwargs)
         )
-    first = site.called.first
-    rows = Rows(0) if isinstance(first, Shared) else first
-    assert isinstance(rows, Rows)
     (x,) = (*args, *kwargs.values())
-    return TOGETHER[site.kind](site, place.module, terms, run, rows, x)
+    return TOGETHER[site.kind](site, place.module, terms, run, site.rows, x)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

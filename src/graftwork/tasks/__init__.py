@@ -15,6 +15,7 @@ from graftwork.tasks._comparisons import comparison_capacity as comparison_capac
 from graftwork.tasks._comparisons import comparisons as comparisons
 from graftwork.tasks._config import TaskConfig as TaskConfig
 from graftwork.tasks._encoded import ArrayInput as ArrayInput
+from graftwork.tasks._encoded import Encoded as Encoded
 from graftwork.tasks._evaluator import DEFAULT_METRICS as DEFAULT_METRICS
 from graftwork.tasks._evaluator import Evaluator as Evaluator
 from graftwork.tasks._foreign import ForeignInput as ForeignInput
@@ -73,6 +74,7 @@ __all__ = [
     "Batch",
     "Call",
     "ClassStream",
+    "Encoded",
     "Evaluator",
     "ForeignInput",
     "GeneratorStream",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from graftwork._errors import InputError, UnsupportedError
+from graftwork.deltas import rows_differ
 from graftwork.tasks._call_spec import CallSpec, Ports, TaskBase, port_named
 from graftwork.tasks._categories import codes_of
 from graftwork.tasks._encoded import (
@@ -83,9 +84,9 @@ def _run_two(
     del ports
     # One forward of 2B rows is faster than two of B: less overhead and larger products.
     flat = {key: value.flatten(0, 1) for key, value in inputs.items()}
-    if module.training:
-        # Under dropout equal texts must not share an encoding: that they differ in nothing, not
-        # even in noise, would tell which texts are equal.
+    if module.training or rows_differ(module):
+        # Rows with deltas of their own have encodings of their own. Under dropout equal texts must
+        # not share one: that they differ in nothing, not even in noise, would tell which are equal.
         vectors = _vectors(spec, module(**flat), flat["attention_mask"])
     else:
         different, place = _different(flat)
