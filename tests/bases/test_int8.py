@@ -265,7 +265,7 @@ def test_nothing_to_hold_in_8_bits_is_an_error():
         load(CASES["gpt2"].build().transformer, quantise="int8")
 
 
-def test_an_unknown_quantisation_is_named():
+def test_an_unknown_quantisation_is_named(untyped):
     with pytest.raises(UnknownNameError, match="int4"):
         load(mixed(), quantise="int4")  # type: ignore[arg-type]
 
