@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from graftwork.deltas import BaseLike, place_of
 from graftwork.serving._groups import Group
@@ -18,6 +18,7 @@ LONGER = ("prompt", "prefix")
 """Kinds of ports that change the length of a row: groups with equal lengths share a forward."""
 
 
+@runtime_checkable
 class Tried(Protocol):
     """How modules and ports were called."""
 
