@@ -142,3 +142,13 @@ def test_rebase_and_card_of_a_text_delta(place, tmp_path):
     assert main(words) == 0
     assert main(["export", str(run), "--to", "card", "--out", str(tmp_path / "README.md")]) == 0
     assert "bases.load_language_model(" in (tmp_path / "README.md").read_text()
+
+
+def test_law10_the_same_seed_writes_the_same_bytes(place, tmp_path):
+    for base, data, kind in (("bert", "named", "tokens"), ("gpt2", "sounds", "text")):
+        files = []
+        for name in ("one", "two"):
+            out = tmp_path / f"{base}-{name}"
+            adapt(place, base, data, kind, "--steps", "6", "--out", str(out))
+            files.append((out / "delta.safetensors").read_bytes())
+        assert files[0] == files[1]

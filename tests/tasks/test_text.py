@@ -138,6 +138,23 @@ def test_turns_of_the_assistant_are_learnt(
         assert (ids, targets) == naive_conversation(model, messages, turns == "last")
 
 
+def test_what_is_learnt_is_what_transformers_marks_as_the_assistants(gpt2: Base) -> None:
+    marked = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}"
+        "{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}{% else %}"
+        "{{ m['content'] }}<|im_end|>{% endif %}{{ '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    base, table = with_tokenizer(gpt2, chat_template=marked), chats(5)
+    for (ids, targets), messages in zip(rows_of(made(base, table)), table["messages"], strict=True):
+        theirs = base.tokenizer.apply_chat_template(
+            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        assert theirs["input_ids"] == ids
+        learnt = [i if yes else N for i, yes in zip(ids, theirs["assistant_masks"], strict=True)]
+        assert targets == [*learnt[1:], N]
+
+
 def test_an_answer_goes_on_from_the_same_tokens_as_in_training(gpt2: Base) -> None:
     table = chats(5)
     for turns in ("all", "last"):
