@@ -17,6 +17,8 @@ import copy
 import json
 import platform
 import statistics
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -246,22 +248,67 @@ def profile(base: bases.Base, args: argparse.Namespace) -> None:
         print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=14))
 
 
+def peak_of(tasks: int, length: int) -> int:
+    """Return this process's peak resident bytes after a batch of `tasks` deltas; 0: base alone."""
+    base = base_of()
+    batch = batch_of(length)
+    if tasks:
+        mixer = Mixer(base)
+        keys = [mixer.add(sparse_delta(base, seed)) for seed in range(tasks)]
+        mixed(mixer, keys, batch, Report())()
+    else:
+        alone(base, batch)()
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return 1024 * int(next(line for line in status.splitlines() if "VmHWM" in line).split()[1])
+
+
+def peaks(args: argparse.Namespace) -> list[dict[str, object]]:
+    """Return peaks of processes of their own, beside as many copies of the base."""
+    model = sum(p.numel() * p.element_size() for p in base_of().model.parameters())
+    length = min(args.lengths, key=lambda n: abs(n - 8))
+    rows: list[dict[str, object]] = []
+    found = {}
+    for tasks in (0, *args.tasks):
+        command = [sys.executable, __file__, "--peak", str(tasks), "--lengths", str(length)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        found[tasks] = int(done.stdout.split()[-1])
+        if tasks:
+            rows.append(
+                {
+                    "what": "peak memory beyond the base alone",
+                    "length": length,
+                    "tasks": tasks,
+                    "mib": round((found[tasks] - found[0]) / 2**20),
+                    "separate_models_mib": round((tasks - 1) * model / 2**20),
+                }
+            )
+            print(rows[-1], flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--lengths", type=int, nargs="+", default=[1, 8, 128])
     parser.add_argument("--tasks", type=int, nargs="+", default=[1, 4, 16, 64])
-    parser.add_argument("--only", choices=["sparse", "rivals"])
+    parser.add_argument("--only", choices=["sparse", "rivals", "peaks"])
+    parser.add_argument("--peak", type=int, help="print the peak of one process with so many")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--json", type=Path, help="file for the results")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", module="peft")
+    if args.peak is not None:
+        print(peak_of(args.peak, args.lengths[0]))
+        return
     base = base_of()
     if args.profile:
         profile(base, args)
         return
-    rows = [] if args.only == "rivals" else sparse_rows(base, args)
-    rows += [] if args.only == "sparse" else rival_rows(base, args)
+    parts = {"sparse": sparse_rows, "rivals": rival_rows, "peaks": lambda _, args: peaks(args)}
+    rows = []
+    for name, part in parts.items():
+        if args.only in (None, name):
+            rows += part(base, args)
     document = {
         "base": "encoder 12 x 768",
         "rows": ROWS,
