@@ -217,7 +217,7 @@ class Executor:
             batch, sizes = filled(batch, sizes)
         key = (tuple(group.key for group in groups), way.number)
         terms = self._stacks.get(key, lambda: self._terms(way, groups))
-        run = Run(groups, spans_of(sizes, batch), terms, way.ports_called)
+        run = Run(groups, spans_of(sizes, batch, self._device), terms, way.ports_called)
         alone = self._alone if self.config.compile else nullcontext()
         with alone:
             outputs = self._once(way, run, batch, call)

@@ -208,11 +208,12 @@ def _fits(two: Tensor, three: Tensor, rows: Rows) -> bool:
     first, second = rows.first(two, 2).chunk(2)
     others = rows.first(three, 3).chunk(3)
     return all(
-        _close(mine, theirs) for mine, theirs in zip((first, second, second), others, strict=True)
+        close(mine, theirs) for mine, theirs in zip((first, second, second), others, strict=True)
     )
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def close(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors of one shape are equal but for rounding."""
     if not a.is_floating_point():
         return torch.equal(a, b)
     bound = 1e-3 if a.element_size() > 2 else 3e-2

@@ -31,13 +31,13 @@ class Plan:
     sizes: tuple[int, ...]
 
 
-def spans_of(sizes: Sequence[int], batch: Batch) -> Spans:
+def spans_of(sizes: Sequence[int], batch: Batch, device: torch.device) -> Spans:
     """Return where groups of these sizes stand in a batch that is in their order."""
-    rows = Span.of(sizes, batch.rows.device)
+    rows = Span.of(sizes, device)
     if batch.row_of is None:
         return Spans(rows)
-    each = torch.bincount(rows.index[batch.row_of], minlength=len(sizes))
-    return Spans(rows, Span.of(each.tolist(), batch.rows.device))
+    each = torch.bincount(rows.index[batch.row_of.to(device)], minlength=len(sizes))
+    return Spans(rows, Span.of(each.tolist(), device))
 
 
 def stretches(plan: Plan) -> Iterator[tuple[tuple[Group, ...], tuple[int, ...]]]:

@@ -16,7 +16,9 @@ from graftwork.serving._layout import (
     Layouts,
     Leaves,
     Rows,
+    Shared,
     Unclear,
+    close,
     entries_of,
     kept,
     layouts_of,
@@ -78,6 +80,9 @@ def probe(module: nn.Module, ports: nn.ModuleDict, batch: Batch, call: Call) -> 
     found = {
         path: _called(calls, three[path], items) for path, calls in two.items() if path in three
     }
+    for path, called in found.items():
+        if _one_table(module, path, called) and not _for_all(module, ports, pair, call, path, two):
+            found[path] = replace(called, given={at: Shared(False) for at in called.given})
     orders = _orders(two, found)
     return {
         path: Called(
@@ -241,6 +246,41 @@ class _Record:
         """Note that the innermost module that runs has chosen by values."""
         if self._open:
             self._choosing.add(len(self._open) - 1)
+
+
+def _one_table(module: nn.Module, path: str, called: Called) -> bool:
+    """Return whether a module looks up what stands for every row alike, such as positions."""
+    layout = called.first
+    known = not path.startswith(PORT) and isinstance(layout, Shared) and layout.single
+    return known and isinstance(module.get_submodule(path), nn.Embedding)
+
+
+def _for_all(
+    module: nn.Module,
+    ports: nn.ModuleDict,
+    pair: Batch,
+    call: Call,
+    path: str,
+    two: Mapping[str, Sequence[_Seen]],
+) -> bool:
+    """Return whether the base gives the same where a table gives its one row to each of two."""
+    if "" not in two:
+        return False
+    hook = module.get_submodule(path).register_forward_hook(
+        lambda _m, _a, output: output.expand(2, *output.shape[1:])
+    )
+    try:
+        again = _record(module, ports, pair, call)
+    except (RuntimeError, ValueError, IndexError):
+        # its first dimension is no row, and other shapes do not fit
+        return False
+    finally:
+        hook.remove()
+    before, after = two[""][0].output, again[""][0].output
+    return before.keys() == after.keys() and all(
+        not isinstance(leaf, Tensor) or (leaf.shape == after[at].shape and close(leaf, after[at]))
+        for at, leaf in before.items()
+    )
 
 
 def _record(

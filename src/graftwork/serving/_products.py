@@ -40,7 +40,7 @@ def choose(sparse: Sparse, counts: Sequence[int], bounds: Bounds, *, scratch: bo
         bounds: `(G + 1,)` of positions.
         scratch: whether weights may be written out here.
     """
-    if sparse.cols.is_cuda and _has_triton():
+    if sparse.cols.is_cuda and sparse.values.dtype == torch.float32 and _has_triton():
         return "triton"
     sizes = [bounds[g + 1] - bounds[g] for g, count in enumerate(counts) if count]
     sizes = [size for size in sizes if size]
@@ -97,7 +97,11 @@ def _triton(y: Tensor, x: Tensor, sparse: Sparse, bounds: Bounds) -> None:
     from graftwork.serving import _triton as kernels  # imports triton, which CPUs lack
 
     ends = torch.tensor(bounds, dtype=torch.int32, device=x.device)
-    kernels.add_sparse(y, x, ends, sparse.crow, sparse.cols, sparse.values)
+    if sparse.shared:
+        values = sparse.values.view(sparse.shape[0], -1)
+        kernels.add_shared_sparse(y, x, ends, sparse.crow, sparse.cols, values)
+    else:
+        kernels.add_sparse(y, x, ends, sparse.crow, sparse.cols, sparse.values)
 
 
 _SPARSE: Mapping[Path, Callable[[Tensor, Tensor, Sparse, Bounds], None]] = {
@@ -149,6 +153,12 @@ def add_low_rank(y: Tensor, x: Tensor, matrices: Matrices, bounds: Bounds) -> No
     """Add to `y` `(n, out)`, in place, each position's own low-rank product with `x` `(n, in)`."""
     right, left = matrices.right, matrices.left
     if right is None or left is None:
+        return
+    if y.is_cuda and right.dtype == torch.float32 and _has_triton():
+        from graftwork.serving import _triton as kernels
+
+        ends = torch.tensor(bounds, dtype=torch.int32, device=y.device)
+        kernels.add_low_rank(y, x, ends, right, left)
         return
     sizes = {b - a for a, b in pairwise(bounds)}
     if len(sizes) == 1:

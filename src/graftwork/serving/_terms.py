@@ -24,14 +24,17 @@ Weighted = Sequence[tuple[Update, float]]
 class Sparse:
     """Sparse matrices `(out, in)` of G groups under each other, in compressed rows.
 
-    On a CPU they are one block-diagonal matrix `(G * out, G * in)`, which one product runs.
+    On a CPU they are one block-diagonal matrix `(G * out, G * in)`, which one product runs. On a
+    GPU, groups that all have the same positions hold them once.
 
     Attributes:
-        crow: `(G * out + 1,)` int32.
-        cols: `(k,)` int32, in [0, in), or on a CPU in [g * in, (g + 1) * in) for group g.
-        values: `(k,)` float32 or float64.
+        crow: `(G * out + 1,)` int32; `(out + 1,)` where `shared`.
+        cols: `(k,)` int32, in [0, in), or on a CPU in [g * in, (g + 1) * in) for group g;
+            `(k / G,)` where `shared`.
+        values: `(k,)` float32 or float64, group after group.
         shape: (G, out, in).
         block: the block-diagonal matrix, on the tensors above; None on a GPU.
+        shared: whether all groups have the same positions, which are held once.
     """
 
     crow: Tensor
@@ -39,6 +42,7 @@ class Sparse:
     values: Tensor
     shape: tuple[int, int, int]
     block: Tensor | None
+    shared: bool = False
 
     @classmethod
     def of(cls, parts: Sequence[tuple[Tensor, Tensor, Tensor]], inner: int) -> Sparse:
@@ -51,6 +55,8 @@ class Sparse:
         )
         cols, values = (torch.cat([part[i] for part in parts]) for i in (1, 2))
         if cols.is_cuda:
+            if groups > 1 and _one_support(parts):
+                return cls(*parts[0][:2], values, (groups, out, inner), None, shared=True)
             return cls(crow, cols, values, (groups, out, inner), None)
         for group, (start, end) in enumerate(pairwise([*starts, len(cols)])):
             cols[start:end] += group * inner
@@ -59,7 +65,9 @@ class Sparse:
 
     def group(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return crow `(out + 1,)`, cols in [0, in) and values of one group."""
-        _, out, inner = self.shape
+        groups, out, inner = self.shape
+        if self.shared:
+            return self.crow, self.cols, self.values.view(groups, -1)[index]
         crow = self.crow[index * out : (index + 1) * out + 1]
         start, end = int(crow[0]), int(crow[-1])
         cols = self.cols[start:end]
@@ -69,10 +77,25 @@ class Sparse:
             self.values[start:end],
         )
 
+    def starts(self, rows: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+        """Return where the entries of rows `(n,)` of groups `(n,)` start and end in `values`."""
+        if self.shared:
+            before = groups * self.cols.numel()
+            return before + self.crow[rows].long(), before + self.crow[rows + 1].long()
+        rows = rows + groups * self.shape[1]
+        return self.crow[rows].long(), self.crow[rows + 1].long()
+
     def columns(self, entries: Tensor, groups: Tensor) -> Tensor:
         """Return the columns in [0, in) of entries `(n,)` of groups `(n,)`."""
+        if self.shared:
+            return self.cols[entries - groups * self.cols.numel()]
         cols = self.cols[entries]
         return cols if self.block is None else cols - groups * self.shape[2]
+
+
+def _one_support(parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> bool:
+    crow, cols, _ = parts[0]
+    return all(torch.equal(part[0], crow) and torch.equal(part[1], cols) for part in parts[1:])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

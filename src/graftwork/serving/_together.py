@@ -202,12 +202,11 @@ def _embedded(y: Tensor, ids: Tensor, which: Tensor, found: Matrices) -> Tensor:
 
 def _add_entries(y: Tensor, ids: Tensor, which: Tensor, sparse: Sparse) -> None:
     """Add to `y[i]` the entries of row `ids[i]` of the table of group `which[i]`."""
-    rows = which * sparse.shape[1] + ids
-    starts, ends = sparse.crow[rows].long(), sparse.crow[rows + 1].long()
+    starts, ends = sparse.starts(ids, which)
     counts = ends - starts
-    place = torch.arange(len(rows), device=rows.device).repeat_interleave(counts)
+    place = torch.arange(len(ids), device=ids.device).repeat_interleave(counts)
     before = counts.cumsum(0) - counts
-    entry = torch.arange(len(place), device=rows.device) + (starts - before)[place]
+    entry = torch.arange(len(place), device=ids.device) + (starts - before)[place]
     flat = place * y.shape[1] + sparse.columns(entry, which[place])
     y.view(-1).index_add_(0, flat, sparse.values[entry].to(y.dtype))
 
