@@ -32,9 +32,9 @@ class Flags:
     """The new version: a name, a Hugging Face id or a local folder."""
     out: Path
     """File to write."""
-    base: str | None = None
+    base: Annotated[str | None, tyro.conf.arg(metavar="BASE")] = None
     """Where the old version is; by default what the run or the delta says."""
-    quantise: Literal["int8"] | None = None
+    quantise: Annotated[Literal["int8"] | None, tyro.conf.arg(metavar="{int8}")] = None
     """How the new version is held; empty: as it is stored, also where the old one is in 8 bits."""
     json: bool = False
     """Print one JSON document: {delta, out, base_change, crossed, tensors, places}."""
