@@ -66,7 +66,11 @@ RUNS = Runs()
 """The runs of this process. The number travels with the call, so threads do not meet here."""
 
 
-@torch.library.custom_op("graftwork::rows", mutates_args=())
+@torch.library.custom_op(
+    "graftwork::rows",
+    mutates_args=(),
+    schema="(Tensor x, Tensor choice, str path, int[] form, ScalarType dtype) -> Tensor",
+)
 def rows(x: Tensor, choice: Tensor, path: str, form: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Run a site, each row by its own weights.
 
