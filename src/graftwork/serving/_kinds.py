@@ -63,7 +63,7 @@ def key_of(call: Any) -> Any:
     So a function that is made anew for each request is known again, and one made with another flag
     is another.
     """
-    return tuple(_parts(call, 3))
+    return tuple(_parts(call, 6))
 
 
 def _parts(value: Any, depth: int) -> Iterator[Any]:
@@ -88,13 +88,13 @@ def _parts(value: Any, depth: int) -> Iterator[Any]:
         if depth and not isinstance(value, torch.nn.Module | type | types.ModuleType):
             plain = {k: v for k, v in held.items() if isinstance(v, _PLAIN)}
             yield from _parts(plain, depth - 1)
-            yield from _own_call(value, depth)
+            yield from _own_call(value)
 
 
-def _own_call(value: Any, depth: int) -> Iterator[Any]:
+def _own_call(value: Any) -> Iterator[Any]:
     """Yield what makes objects that are called alike."""
     call = vars(type(value)).get("__call__")
-    if isinstance(call, types.FunctionType) and depth > 1:
+    if isinstance(call, types.FunctionType):
         yield call.__code__
 
 

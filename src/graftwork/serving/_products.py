@@ -139,7 +139,7 @@ def scratch_product(
         if start > done:
             torch.mm(x[done:start], matrix, out=y[done:start])
         rows = torch.arange(out, device=x.device).repeat_interleave(crow.diff())
-        places = cols * out + rows if transposed else rows * inner + cols
+        places = cols.long() * out + rows if transposed else rows * inner + cols
         flat.index_add_(0, places, values.to(flat.dtype))
         torch.mm(x[start:end], matrix, out=y[start:end])
         flat[places] = source[places]

@@ -41,7 +41,6 @@ _METADATA = frozenset(
         torch.Tensor.is_floating_point,
         torch.Tensor.is_complex,
         torch.Tensor.element_size,
-        torch.Tensor.data_ptr,
     }
 )
 
@@ -64,7 +63,8 @@ class Sealed(Tensor):
             return super().__torch_function__(  # type: ignore[no-untyped-call]
                 function, types, args, kwargs or {}
             )
-        name = next((arg.tensor_name for arg in args if isinstance(arg, Sealed)), "a parameter")
+        given = leaves_of((args, kwargs or {})).values()
+        name = next((arg.tensor_name for arg in given if isinstance(arg, Sealed)), "a parameter")
         raise BypassedError(
             f"{name!r} is read by a module that does not hold it "
             f"({getattr(function, '__name__', function)}), so rows cannot have their own"
