@@ -194,9 +194,8 @@ class Mixer:
             plan: of as many rows.
             batch: B rows. Packed ones come to `call` with `row_of` among the inputs.
             call: (module, ports, inputs of B rows) -> outputs `(B, ...)`. It may run `generate`. It
-                is called once for the rows that have the same names of ports. What it computes
-                after a head must not mix that head's outputs with each other: where heads differ in
-                size, the missing ones are NaN there (and absent in what is returned).
+                is called once for all rows whose ports are alike; the base's outputs are kept
+                between such calls, and where it makes heads' outputs, those of other rows are NaN.
             report: is filled with how it was done.
 
         Returns:
