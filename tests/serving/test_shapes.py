@@ -280,3 +280,45 @@ def test_tables_with_more_than_a_look_up_run_once_a_group() -> None:
     x = torch.arange(48).view(4, 3, 4).float()
     report = held.check(in_turn(4, 3), rows_of(x), plain_call)
     assert tuple(report.apart) == ("a",)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_inside_an_encoder_with_padding() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    held = deltas_of(nn.TransformerEncoder(layer, 2), size=0.1)
+    padding = torch.zeros(5, 4, dtype=torch.bool)
+    padding[1, 3], padding[2, 2:] = True, True
+    batch = rows_of({"x": torch.randn(5, 4, 8), "padding": padding})
+
+    def call(module: nn.Module, _ports: nn.ModuleDict, inputs: Any) -> Tensor:
+        out = module(inputs["x"], src_key_padding_mask=inputs["padding"])
+        return out.masked_fill(inputs["padding"].unsqueeze(-1), 0.0)
+
+    held.check(in_turn(5, 3), batch, call)
+
+
+def test_rows_that_depend_on_each_other_run_by_themselves() -> None:
+    def centred(module: Any, x: Tensor) -> Tensor:
+        y = module.a(x)
+        return module.b(y - y.mean(0))
+
+    held = deltas_of(Made(centred, a=linear(), b=linear()))
+    report = held.check(in_turn(5, 3), rows_of(torch.randn(5, WIDTH)), plain_call)
+    assert "depend on the other rows" in report.whole
+
+
+def test_sequences_that_are_packed_by_their_lengths() -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.out = nn.LSTM(WIDTH, WIDTH, batch_first=True), nn.Linear(WIDTH, 2)
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            packed = nn.utils.rnn.pack_padded_sequence(
+                x, lengths, batch_first=True, enforce_sorted=False
+            )
+            return self.out(self.lstm(packed)[1][0][-1])
+
+    held = deltas_of(Packed())
+    batch = rows_of({"x": torch.randn(5, 4, WIDTH), "n": torch.tensor([4, 2, 3, 1, 4])})
+    held.check(in_turn(5, 3), batch, lambda m, _p, i: m(i["x"], i["n"]))

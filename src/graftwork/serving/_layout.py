@@ -161,6 +161,8 @@ def layouts_of(
 
 
 def _layout(two: Tensor, three: Tensor, items: tuple[int, int] | None) -> Layout:
+    if two.is_nested or three.is_nested:
+        return Unclear("it is a nested tensor")
     if two.dim() != three.dim():
         return Unclear("its number of dimensions depends on the rows")
     changed = [d for d in range(two.dim()) if two.shape[d] != three.shape[d]]
