@@ -83,7 +83,7 @@ def test_law06_many_random_batches_on_the_whole_battery(
     name: str, dtype: torch.dtype, rows: list[Row], order: list[int]
 ) -> None:
     if dtype in (torch.bfloat16, torch.float16):
-        # the sum of three deltas of weight 1.5 can bring an attention near a tie, where one rounding
+        # a sum of three deltas can bring an attention near a tie, where one rounding
         # more moves a row by a tenth: seen in one row of BERT's, of which 7 others agreed
         rows = [row[:1] for row in rows]
     check(name, dtype, rows, order)
