@@ -1,10 +1,10 @@
 """Does holding the n-th delta cost more than the first, and does letting go give the bytes back?
 
-Base: MiniLM. Deltas: 0.5 % of every matrix of the encoder (53,000 values of 16 bits), all
-different. Times of `Mixer.add` and of a first `plan` for n = 1 ... 1000, with the slope of a line
+Base: MiniLM, or with `--large` the encoder of 12 x 768. Deltas: 0.5 % of every matrix of the
+encoder (53,000 or 425,000 values of 16 bits), all different. Times of `Mixer.add` and of a first `plan` for n = 1 ... 1000, with the slope of a line
 through them; resident memory before, with all held, and after all were removed.
 
-    python benchmarks/mixed_register.py [--count 1000] [--json FILE]
+    python benchmarks/mixed_register.py [--count 1000] [--large] [--json FILE]
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mixed_encoder import sparse_delta
+from mixed_encoder import base_of, sparse_delta
 
 from graftwork import bases
 from graftwork.serving import Mixer
@@ -51,9 +51,10 @@ def line(values: list[float]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--large", action="store_true", help="12 layers of 768")
     parser.add_argument("--json", type=Path, help="file for the results")
     args = parser.parse_args()
-    base = bases.load("minilm")
+    base = base_of() if args.large else bases.load("minilm")
     mixer = Mixer(base)
     mixer.remove(mixer.add(sparse_delta(base, -1)))
     before = resident()
@@ -80,7 +81,7 @@ def main() -> None:
         if len(base.names[n].shape) == 2
     )
     document = {
-        "base": "minilm",
+        "base": "encoder 12 x 768" if args.large else "minilm",
         "count": args.count,
         "add": line(added),
         "plan": line(planned),

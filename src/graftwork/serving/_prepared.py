@@ -19,6 +19,7 @@ from torch import Tensor
 from graftwork.deltas import (
     BaseLike,
     Delta,
+    Fingerprint,
     Int8Blocks,
     LowRank,
     Port,
@@ -39,28 +40,29 @@ class Support:
 
     Attributes:
         low: `(k,)` int16, the low 16 bits of each position.
-        counts: `(chunks,)` int32, positions in each chunk of `CHUNK` entries.
+        counts: positions in each chunk of `CHUNK` entries.
     """
 
     low: Tensor
-    counts: Tensor
+    counts: tuple[int, ...]
 
     @classmethod
     def of(cls, positions: Tensor, numel: int) -> Support:
         """Return the compact form of sorted `(k,)` int64 positions in a tensor of `numel`."""
         chunks = (numel + CHUNK - 1) // CHUNK
-        counts = torch.bincount(positions >> 16, minlength=chunks).int()
-        return cls((positions & (CHUNK - 1)).to(torch.int16), counts)
+        counts = torch.bincount(positions >> 16, minlength=chunks).tolist()
+        return cls((positions & (CHUNK - 1)).to(torch.int16), tuple(counts))
 
     def positions(self) -> Tensor:
         """Return the positions, `(k,)` int64."""
-        starts = torch.arange(self.counts.numel()) << 16
-        return starts.repeat_interleave(self.counts.long()) + (self.low.long() & (CHUNK - 1))
+        starts = torch.arange(len(self.counts)) << 16
+        counts = torch.tensor(self.counts, dtype=torch.int64)
+        return starts.repeat_interleave(counts) + (self.low.long() & (CHUNK - 1))
 
     @property
     def digest(self) -> bytes:
         """What tells supports apart."""
-        found = hashlib.sha256(self.counts.numpy().tobytes())
+        found = hashlib.sha256(repr(self.counts).encode())
         found.update(self.low.numpy().tobytes())
         return found.digest()
 
@@ -142,10 +144,28 @@ def prepare(base: BaseLike, delta: Delta, supports: Supports, key: str | None = 
         UnknownNameError: the delta touches a parameter that the base does not have.
     """
     check(base, delta)
-    updates = {name: _prepared(update, supports) for name, update in delta.updates.items()}
-    frame = replace(delta, updates={}, provenance={}, extra={})
+    names = {name: _known(base, name) for name in (*delta.updates, *delta.fingerprint.tensors)}
+    updates = {names[n]: _prepared(update, supports) for n, update in delta.updates.items()}
+    fingerprint = _shared(base, delta.fingerprint, names)
+    frame = replace(delta, updates={}, provenance={}, extra={}, fingerprint=fingerprint)
     size = sum(map(_bytes, _tensors(updates.values(), frame.ports.values())))
     return Prepared(key or content_hash(delta), updates, frame, size)
+
+
+def _known(base: BaseLike, name: str) -> str:
+    """Return a name as the base holds it, so that a thousand deltas do not."""
+    piece = base.names.pieces.get(name)
+    return name if piece is None else piece.name
+
+
+def _shared(base: BaseLike, fingerprint: Fingerprint, names: Mapping[str, str]) -> Fingerprint:
+    """Return the fingerprint with the base's own prints where they are the same."""
+    held = base.prints([name for name in fingerprint.tensors if name in base.names.pieces])
+    tensors = {}
+    for name, own in fingerprint.tensors.items():
+        here = held.get(name)
+        tensors[names[name]] = own if here != own or here is None else here
+    return replace(fingerprint, tensors=tensors)
 
 
 def _prepared(update: Update, supports: Supports) -> PreparedUpdate:
@@ -189,7 +209,7 @@ def _tensors(updates: Iterable[PreparedUpdate], ports: Iterable[Port]) -> list[T
     for update in updates:
         stored.append(update.values)
         if update.support is not None:
-            stored += [update.support.low, update.support.counts]
+            stored.append(update.support.low)
         if update.rest is not None:
             low = update.rest.low_rank
             stored += [update.rest.dense, update.rest.scale]
