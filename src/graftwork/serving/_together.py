@@ -113,6 +113,7 @@ def linear(site: Site, module: nn.Module, terms: Terms, run: Run, rows: Rows, x:
     bias = terms.vectors.get("bias", module._parameters.get("bias"))
     if bias is not None:
         y = _by_row(y, span, bias, torch.add) if bias.dim() == 2 else y.add_(bias)
+    y = y.to(x.dtype)
     return rows.back(y.view(*first.shape[:-1], y.shape[-1]), span.count)
 
 
@@ -125,12 +126,16 @@ def _product(
     *,
     transposed: bool,
 ) -> Tensor:
-    """Return `(n, out)`: `x` times the weight of each position's group."""
+    """Return `(n, out)`: `x` times the weight of each position's group.
+
+    Of 16-bit numbers it is float32, so that what is added to the base's product is rounded once.
+    """
     found, bounds = terms.matrices, span.times(len(x) // max(span.count, 1))
     weight = float_of(weight)
     base = weight if transposed else weight.T
     if found is None:
         return x @ base
+    compute = torch.promote_types(x.dtype, torch.float32)
     plain = found.out_scale is None and found.in_scale is None
     path = None
     if found.sparse is not None:
@@ -138,10 +143,10 @@ def _product(
         run.paths[path] = run.paths.get(path, 0) + 1
     if path == "scratch":
         assert found.sparse is not None
-        y = scratch_product(x, weight, found.sparse, bounds, transposed=transposed)
+        y = scratch_product(x, weight, found.sparse, bounds, transposed=transposed).to(compute)
     else:
         scaled = x if found.in_scale is None else _by_row(x, span, found.in_scale, torch.mul)
-        y = scaled @ base
+        y = (scaled @ base).to(compute)
         if found.out_scale is not None:
             y = _by_row(y, span, found.out_scale, torch.mul)
         if found.sparse is not None and path is not None:
@@ -150,7 +155,7 @@ def _product(
     for group, parts in terms.whole.items():
         here = slice(bounds[group], bounds[group + 1])
         own = adapted_parameter(weight, parts)
-        y[here] = x[here] @ (own if transposed else own.T)
+        y[here] = (x[here] @ (own if transposed else own.T)).to(compute)
     return y
 
 
