@@ -1,8 +1,9 @@
 """Does holding the n-th delta cost more than the first, and does letting go give the bytes back?
 
 Base: MiniLM, or with `--large` the encoder of 12 x 768. Deltas: 0.5 % of every matrix of the
-encoder (53,000 or 425,000 values of 16 bits), all different. Times of `Mixer.add` and of a first `plan` for n = 1 ... 1000, with the slope of a line
-through them; resident memory before, with all held, and after all were removed.
+encoder (53,000 or 425,000 values of 16 bits), all different. Times of `Mixer.add` and of a first
+`plan` for n = 1 ... 1000, with the slope of a line through them; resident memory before, with all
+held, and after all were removed.
 
     python benchmarks/mixed_register.py [--count 1000] [--large] [--json FILE]
 """

@@ -70,23 +70,23 @@ rows.""",
 )
 
 FOUND = {
-    "comparisons": """**What it says.** So few updates are a lottery here: a seed that has not left
-the plateau (*swapped nouns mean that it follows*, 72 to 76 %) when they are over sinks the mean.
-That is two seeds of three of LoRA and of the bottlenecks, one of full tuning and of diff pruning,
-none of the gradient mask, BitFit and the random mask. The gradient mask has 99 % on two seeds; it
-is 2.3 points ahead of the random mask, seed by seed, with an error of 0.8. LoRA gets no more than rank 1 out of
-these bytes, as it spends them on all matrices.
+    "comparisons": """**What it says.** So few updates are a lottery here: a seed that has not
+left the plateau (*swapped nouns mean that it follows*, 72 to 76 %) when they are over sinks the
+mean. That is two seeds of three of LoRA and of the bottlenecks, one of full tuning and of diff
+pruning, none of the gradient mask, BitFit and the random mask. The gradient mask has 99 % on
+two seeds; it is 2.3 points ahead of the random mask, seed by seed, with an error of 0.8. LoRA
+gets no more than rank 1 out of these bytes, as it spends them on all matrices.
 """,
-    "sst2": """**What it says.** LoRA of rank 1 (85.6), the random mask (85.0) and the gradient mask
-(84.8) cannot be told apart, and have what full tuning has (85.7). BitFit and the bottlenecks are 1
-to 2 points lower, in two thirds of the bytes. Diff pruning has what the head alone has: its gates
-get 70 % of the updates, and 200 are too few for both of its stages.
+    "sst2": """**What it says.** LoRA of rank 1 (85.6), the random mask (85.0) and the gradient
+mask (84.8) cannot be told apart, and have what full tuning has (85.7). BitFit and the
+bottlenecks are 1 to 2 points lower, in two thirds of the bytes. Diff pruning has what the head
+alone has: its gates get 70 % of the updates, and 200 are too few for both of its stages.
 """,
-    "sciie": """**What it says.** Little but that the budget is too small: 1,600 rows were seen, half
-of all answers are one class, and seeds of one method differ by as much as methods do. LoRA, rank 1
-(59.7) and the random mask (59.2) are ahead of the head alone (56.9) by less than two errors; full
-tuning (61.3) is 2 points ahead of the mask, seed by seed, with an error of 0.7. Give such a task
-more updates before comparing.
+    "sciie": """**What it says.** Little but that the budget is too small: 1,600 rows were seen,
+half of all answers are one class, and seeds of one method differ by as much as methods do.
+LoRA, rank 1 (59.7) and the random mask (59.2) are ahead of the head alone (56.9) by less than
+two errors; full tuning (61.3) is 2 points ahead of the mask, seed by seed, with an error of
+0.7. Give such a task more updates before comparing.
 """,
 }
 """Written after the results were seen."""
