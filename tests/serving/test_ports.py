@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from graftwork._errors import DeltaError, UnusedTensorError
-from graftwork.deltas import Delta, Fingerprint, port_of
-from graftwork.nn import Bottleneck, Head, InputEmbedder
+from graftwork.deltas import Delta, Fingerprint, fingerprint_of, port_of
+from graftwork.nn import Bottleneck, Head, InputEmbedder, Prefix, Prompt
 from tests.battery import mixed
 from tests.battery.models import CASES
-from tests.serving.support import Held, deltas_of, rows_of
+from tests.serving.support import Held, deltas_of, rows_of, trained
 
 WIDTH = 4
 
@@ -182,3 +182,35 @@ def test_trained_modules_inside_a_transformer(kind: str) -> None:
     rows: list[Any] = [((0, 1.0),), (), ((1, 1.0),), ((0, 1.0),)]
     report = held.check(rows, case.batch(4), mixed.forward_of(case))
     assert not report.apart
+
+
+def longer(base: Any, delta: Delta, kind: str, length: int) -> Delta:
+    """Return a delta with a prompt, or prefix, of random vectors."""
+    sizes = {"layers": 2, "heads": 2, "width": 8} if kind == "prefix" else {"width": 16}
+    module: nn.Module = {"prompt": Prompt, "prefix": Prefix}[kind](
+        length=length, deviation=1.0, **sizes
+    )
+    table = next(name for name in base.names.pieces if "word_embeddings" in name or "wte" in name)
+    ports = {**delta.ports, f"{kind}:{table}": port_of(module, kind, {"length": length, **sizes})}
+    return replace(delta, ports=ports, fingerprint=fingerprint_of(base, delta.updates, ports))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("bert", "prompt"), ("gpt2", "prompt"), ("gpt2", "prefix")]
+)
+def test_prompts_of_one_length_share_a_forward_of_the_base(name: str, kind: str) -> None:
+    held, source = trained(name)
+    torch.manual_seed(0)
+    lengths = [2, 2, 3, 2]
+    with_prompts = [
+        longer(held.base, delta, kind, length)
+        for delta, length in zip(held.deltas, lengths, strict=False)
+    ]
+    held = Held.of(held.base, [*with_prompts, held.deltas[5]])
+    rows: list[Any] = [((i % 5, 1.0),) for i in range(7)] + [()]
+    call = mixed.forward_of(source.case)
+    report = held.check(rows, source.batch, call)
+    assert not report.whole
+    # forwards: without prompts, with two vectors, with three
+    norms = sum(isinstance(module, nn.LayerNorm) for module in held.base.model.modules())
+    assert report.together["layer_norm"] <= 3 * norms
