@@ -298,3 +298,17 @@ def test_without_room_for_what_is_kept_rows_are_the_same() -> None:
         plan = small.plan([[(keys[i], w) for i, w in row] for row in EVERY])
         outputs = small.run(plan, source.batch, run)
         assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
+
+
+def test_copies_of_ways_that_were_tried_anew_are_let_go() -> None:
+    held, source = trained("lstm")
+    run = wide(call(source.case))
+    rows: list[Any] = [((which % 3, 1.0),) for which in range(8)]
+    held.check(rows, source.batch, run)
+    executor = held.mixer._executor
+    plan = held.mixer.plan([[(held.keys[which], weight) for which, weight in row] for row in rows])
+    before = set(executor._twins)
+    assert before
+    executor._way(plan.groups, source.batch, run, fresh=True)
+    assert not before & set(executor._twins)
+    held.check(rows, source.batch, run)

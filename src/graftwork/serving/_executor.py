@@ -185,9 +185,11 @@ class Executor:
             self._kinds[key] = kind
             self._kinds.move_to_end(key)
             if len(self._kinds) > KINDS:
-                _, old = self._kinds.popitem(last=False)
-                for way in old.ways:
-                    self._twins.pop(way.number, None)
+                self._kinds.popitem(last=False)
+            # ways that were forgotten, or found wrong and tried anew, need no copies any more
+            live = {way.number for known in self._kinds.values() for way in known.ways}
+            for number in self._twins.keys() - live:
+                del self._twins[number]
         return kind
 
     def _ports_of(self, group: Group) -> nn.ModuleDict:

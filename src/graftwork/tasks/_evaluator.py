@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from graftwork._batch import Batch
 from graftwork._errors import ConfigError, InputError, UnknownNameError
 from graftwork.objectives import Model
 from graftwork.tasks._metrics import METRICS, Scored, Value
+from graftwork.tasks._ranking import Directed, Ranking
 from graftwork.tasks._signature import Signature
 from graftwork.tasks._stream import Stream
 
@@ -27,7 +28,7 @@ DEFAULT_METRICS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluator:
+class Evaluator(Ranking):
     """Which metrics a task has; it is the `Scorer` of tables.
 
     Args:
@@ -40,6 +41,7 @@ class Evaluator:
         ConfigError: a metric of another kind of task, or a kind without metrics.
     """
 
+    known: ClassVar[Mapping[str, Directed]] = METRICS
     signature: Signature
     metrics: tuple[str, ...] = ()
 
@@ -60,23 +62,6 @@ class Evaluator:
             if kind == "classification" and METRICS[name].two_labels and labels != 2:
                 other = "f1_macro" if name == "f1" else "balanced_accuracy"
                 raise ConfigError(f"metric {name!r} wants 2 labels, not {labels}; use {other!r}")
-
-    @property
-    def main(self) -> str:
-        """The metric that decides which model is best."""
-        return self.metrics[0]
-
-    @property
-    def direction(self) -> str:
-        """Whether more ("max") or less ("min") of the main metric is better."""
-        return METRICS[self.main].direction
-
-    def better(self, new: Mapping[str, float], old: Mapping[str, float] | None) -> bool:
-        """Return whether `new` values beat `old` ones in the main metric; a tie does not."""
-        if old is None:
-            return True
-        difference = new[self.main] - old[self.main]
-        return difference > 0 if self.direction == "max" else difference < 0
 
     def evaluate(
         self,

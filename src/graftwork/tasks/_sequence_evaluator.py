@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from graftwork._batch import Batch
 from graftwork._errors import ConfigError, InputError, UnknownNameError
 from graftwork.objectives import IGNORED, Model
 from graftwork.tasks._evaluator import Evaluator
+from graftwork.tasks._ranking import Directed, Ranking
 from graftwork.tasks._scorer import Scorer
 from graftwork.tasks._sequence_metrics import SEQUENCE_METRICS, ScoredRow, default_metrics
 from graftwork.tasks._signature import SEQUENCES, Signature
@@ -24,7 +26,7 @@ from graftwork.tasks._stream import Stream, TableStream
 
 
 @dataclass(frozen=True, slots=True)
-class SequenceEvaluator:
+class SequenceEvaluator(Ranking):
     """Which metrics a task of words or texts has; it is the `Scorer` of such tables.
 
     Of the outputs of a batch only losses and predictions at positions with a target are kept.
@@ -40,6 +42,7 @@ class SequenceEvaluator:
         ConfigError: a metric of another kind of task or of other labels.
     """
 
+    known: ClassVar[Mapping[str, Directed]] = SEQUENCE_METRICS
     signature: Signature
     metrics: tuple[str, ...] = ()
 
@@ -62,23 +65,6 @@ class SequenceEvaluator:
                     f"metric {name!r} wants labels O, B-type and I-type, not {labels}; use "
                     "'f1_macro'"
                 )
-
-    @property
-    def main(self) -> str:
-        """The metric that decides which model is best."""
-        return self.metrics[0]
-
-    @property
-    def direction(self) -> str:
-        """Whether more ("max") or less ("min") of the main metric is better."""
-        return SEQUENCE_METRICS[self.main].direction
-
-    def better(self, new: Mapping[str, float], old: Mapping[str, float] | None) -> bool:
-        """Return whether `new` values beat `old` ones in the main metric; a tie does not."""
-        if old is None:
-            return True
-        difference = new[self.main] - old[self.main]
-        return difference > 0 if self.direction == "max" else difference < 0
 
     def evaluate(
         self,
